@@ -1,0 +1,37 @@
+"""The exceptions that edgesched raises on purpose; all derive from :class:`EdgeschedError`."""
+
+
+class EdgeschedError(Exception):
+    """Base class: a message meant for the user, naming the field, the value and what is allowed."""
+
+
+class ScenarioError(EdgeschedError, ValueError):
+    """A :class:`~edgesched.types.Scenario` is malformed."""
+
+
+class PlanError(EdgeschedError, ValueError):
+    """A :class:`~edgesched.types.Plan` is malformed or does not fit its scenario."""
+
+
+class ScoreTableError(EdgeschedError, ValueError):
+    """A score table breaks its contract; the message names row, column and reason."""
+
+
+class PromptError(EdgeschedError, ValueError):
+    """A prompt source is missing, empty or malformed."""
+
+
+class SearchError(EdgeschedError, ValueError):
+    """A search method was given an argument or a problem that it cannot handle."""
+
+
+class ConfigError(EdgeschedError, ValueError):
+    """A configuration cannot be composed or instantiated."""
+
+
+class ModelError(EdgeschedError, RuntimeError):
+    """A diffusion model or a scorer cannot be loaded or run."""
+
+
+class CampaignError(EdgeschedError, RuntimeError):
+    """A campaign cannot go on; what is done is kept."""
