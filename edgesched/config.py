@@ -1,0 +1,113 @@
+"""The schema of the configuration, and checks that turn a mistake in it into one line.
+
+The top level is a dataclass, so that an unknown key fails when the configuration is composed. Below it,
+components are named by ``_target_``: :func:`build` checks every argument of every component against
+its signature before anything runs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from edgesched.errors import ConfigError, EdgeschedError
+
+_RESERVED = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+
+
+@dataclass
+class Schema:
+    """Top-level keys of a run; every group is a node of its own under ``conf/``."""
+
+    name: str = "default"
+    task: str = "schedule"
+    seed: int = 0
+    debug: bool = False
+    run_folder: str = "???"
+    data: Any = field(default_factory=dict)
+    prompts: Any = field(default_factory=dict)
+    model: Any = field(default_factory=dict)
+    score: Any = field(default_factory=dict)
+    campaign: Any = field(default_factory=dict)
+    samples: Any = field(default_factory=dict)
+    quality: Any = field(default_factory=dict)
+    method: Any = field(default_factory=dict)
+    search: Any = field(default_factory=dict)
+    workload: Any = field(default_factory=dict)
+    replay: Any = field(default_factory=dict)
+    train: Any = field(default_factory=dict)
+    tracking: Any = field(default_factory=dict)
+
+
+def register_schema() -> None:
+    """Make the schema known to Hydra as ``schema``."""
+    ConfigStore.instance().store(name="schema", node=Schema)
+
+
+def nearest(word: str, allowed: list[str]) -> str:
+    """A hint that names the nearest allowed word, or all of them."""
+    close = difflib.get_close_matches(word, allowed, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(sorted(allowed))}"
+
+
+def check(node: Any, path: str = "") -> None:
+    """Check every ``_target_`` below a node: that it can be located, and that it takes the arguments given.
+
+    Raises:
+        ConfigError: Naming the key by its full path and the nearest valid one.
+    """
+    if isinstance(node, ListConfig):
+        for i, item in enumerate(node):
+            check(item, f"{path}[{i}]")
+        return
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+        return
+    target = node.get("_target_")
+    if target is not None:
+        try:
+            component = get_method(target)
+        except Exception as exc:
+            cause = exc.__cause__ or exc
+            reason = str(cause).strip().splitlines() or [type(cause).__name__]
+            raise ConfigError(f"{path}._target_: {target!r} cannot be located ({reason[0]})") from exc
+        parameters = inspect.signature(component).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            for key in node:
+                if str(key) not in parameters and key not in _RESERVED:
+                    raise ConfigError(
+                        f"{path}.{key}: unknown argument of {target}; {nearest(str(key), list(parameters))}"
+                    )
+    for key in node:
+        if not OmegaConf.is_missing(node, key):
+            check(node[key], f"{path}.{key}" if path else str(key))
+
+
+def build(node: Any, path: str, **arguments: Any) -> Any:
+    """Instantiate a component, or say in one line what is wrong with its configuration.
+
+    Args:
+        node: A node with ``_target_``.
+        path: Where the node stands, for the message.
+        **arguments: Passed on to the component.
+
+    Raises:
+        ConfigError: If it cannot be instantiated.
+    """
+    check(node, path)
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except EdgeschedError:
+        raise
+    except Exception as exc:
+        cause: BaseException = exc
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, EdgeschedError):
+            raise cause from exc
+        raise ConfigError(f"{path}: {str(cause).splitlines()[0] if str(cause) else type(cause).__name__}") from exc

@@ -1,0 +1,232 @@
+"""The figures of a run: plain arrays in, matplotlib figures out.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
+INK, FAINT = "#222222", "#999999"
+FIGURE_DPI = 150
+
+
+def _axes(columns: int, width: float = 3.1, height: float = 2.8, rows: int = 1, **shared: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, **shared))
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(True, color="#e6e6e6", linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.tick_params(labelsize=8, colors=INK)
+        ax.title.set_size(10)
+        ax.xaxis.label.set_size(9)
+        ax.yaxis.label.set_size(9)
+    return figure, axes
+
+
+def score_distributions(
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    density: Mapping[str, Mapping[str, np.ndarray]],
+    grid: np.ndarray,
+    score_name: str = "CLIPScore",
+) -> Figure:
+    """Histograms of measured scores with the fitted densities, a panel for every category.
+
+    Args:
+        scores: Category → model → measured scores.
+        density: Category → model → fitted density on ``grid``.
+        grid: Score points.
+        score_name: Label of the score axis.
+    """
+    figure, axes = _axes(len(scores), sharey=True)
+    bins = np.linspace(float(grid.min()), float(grid.max()), 28)
+    for ax, (category, by_model) in zip(axes, scores.items(), strict=True):
+        for colour, (model, values) in zip(COLOURS, by_model.items(), strict=False):
+            ax.hist(values, bins=bins, density=True, color=colour, alpha=0.28, edgecolor="none")
+            ax.plot(grid, density[category][model], color=colour, linewidth=1.6, label=model)
+        ax.set_title(category)
+        ax.set_xlabel(f"{score_name} (points)")
+    axes[0].set_ylabel("density")
+    axes[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def quality_over_steps(
+    steps: Mapping[str, np.ndarray],
+    measured: Mapping[str, Mapping[str, np.ndarray]],
+    error: Mapping[str, Mapping[str, np.ndarray]],
+    fitted: Mapping[str, Mapping[str, np.ndarray]],
+    ceiling: Mapping[str, float] | None = None,
+    score_name: str = "CLIPScore",
+) -> Figure:
+    """Mean score against denoising steps: measured with 95 % intervals over prompts, and the fitted curve.
+
+    Args:
+        steps: Model → step counts, shape (K,).
+        measured: Category → model → mean scores, shape (K,).
+        error: Category → model → half-widths of the intervals, shape (K,).
+        fitted: Category → model → fitted means, shape (K,).
+        ceiling: Category → mean score of true renders, drawn as a dashed line.
+        score_name: Label of the score axis.
+    """
+    figure, axes = _axes(len(measured), sharey=True)
+    for ax, category in zip(axes, measured, strict=True):
+        for colour, model in zip(COLOURS, measured[category], strict=False):
+            k = steps[model]
+            ax.errorbar(
+                k, measured[category][model], error[category][model], fmt="o", ms=3.2, lw=1, color=colour, label=model
+            )
+            ax.plot(k, fitted[category][model], color=colour, linewidth=1.4)
+        if ceiling and category in ceiling:
+            ax.axhline(ceiling[category], color=FAINT, linestyle="--", linewidth=1, label="true renders")
+        ax.set_xscale("log")
+        ticks = sorted({int(v) for k in steps.values() for v in k} & {1, 2, 4, 8, 14, 30, 50, 100})
+        ax.set_xticks(ticks, [str(v) for v in ticks])
+        ax.minorticks_off()
+        ax.set_title(category)
+        ax.set_xlabel("denoising steps")
+    axes[0].set_ylabel(f"{score_name} (points)")
+    axes[-1].legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def sample_images(images: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str], title: str = "") -> Figure:
+    """A row of images for every model, a column for every prompt.
+
+    Args:
+        images: Model → images of shape (H, W, 3), uint8, one for every caption.
+        captions: What was asked for.
+        title: Title of the sheet.
+    """
+    rows, columns = len(images), len(captions)
+    figure = Figure(figsize=(1.75 * columns, 1.75 * rows + 0.6), layout="constrained")
+    axes = np.array(figure.subplots(rows, columns, squeeze=False))
+    for r, (model, row) in enumerate(images.items()):
+        for c, image in enumerate(row):
+            ax = axes[r, c]
+            ax.imshow(image, interpolation="nearest")
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+            if r == 0:
+                ax.set_title(_wrap(captions[c], 24), fontsize=7)
+        axes[r, 0].set_ylabel(model, fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _wrap(text: str, width: int) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def methods_compared(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], bound: float | None = None) -> Figure:
+    """Utility, quality and delay of every method on held-out prompts, with 95 % intervals.
+
+    Args:
+        rows: Method → ``utility``, ``quality`` and ``latency_s``, each (value, low, high).
+        bound: The joint upper bound on utility of the plan's view, drawn as a dashed line.
+    """
+    figure, axes = _axes(3, width=3.4, height=0.34 * len(rows) + 1.3, sharey=True)
+    names = list(rows)
+    places = np.arange(len(names))[::-1]
+    panels = (("utility", "utility (points)"), ("quality", "quality (points)"), ("latency_s", "response delay (s)"))
+    for ax, (key, label) in zip(axes, panels, strict=True):
+        values = np.array([rows[n][key] for n in names])
+        colours = [COLOURS[4] if n in ("annealing", "relaxed", "exact") else COLOURS[0] for n in names]
+        for place, (value, low, high), colour in zip(places, values, colours, strict=True):
+            ax.plot([low, high], [place, place], color=colour, linewidth=1.6)
+            ax.plot(value, place, "o", ms=5, color=colour)
+        ax.set_xlabel(label)
+        ax.set_ylim(-0.7, len(names) - 0.3)
+    if bound is not None:
+        axes[0].axvline(bound, color=FAINT, linestyle="--", linewidth=1, label="bound (plan's view)")
+        axes[0].legend(frameon=False, fontsize=7, loc="best")
+    axes[0].set_yticks(places, names)
+    return figure
+
+
+def convergence(histories: Mapping[str, np.ndarray], bound: float, exact: float | None = None) -> Figure:
+    """Best utility so far against iterations, with the upper bound, and the distance to it on a log axis.
+
+    Args:
+        histories: Method → best utility at equally spaced iterations, shape (iterations,).
+        bound: Upper bound on the utility of every plan.
+        exact: Exact optimum, where it is known.
+    """
+    figure, axes = _axes(2, width=4.2, height=3.0)
+    left, right = axes
+    for colour, (name, values) in zip(COLOURS, histories.items(), strict=False):
+        iteration = np.arange(1, len(values) + 1)
+        left.plot(iteration, values, color=colour, linewidth=1.5, label=name)
+        distance = np.maximum(bound - values, 1e-9)
+        right.plot(iteration, distance, color=colour, linewidth=1.5, label=name)
+    left.axhline(bound, color=INK, linestyle="--", linewidth=1, label="upper bound")
+    if exact is not None:
+        left.axhline(exact, color=FAINT, linestyle=":", linewidth=1.2, label="exact optimum")
+        right.axhline(max(bound - exact, 1e-9), color=FAINT, linestyle=":", linewidth=1.2, label="exact optimum")
+    finite = np.concatenate([v[np.isfinite(v)] for v in histories.values()])
+    if finite.size:
+        low = float(np.quantile(finite, 0.02))
+        left.set_ylim(low - 0.1 * max(bound - low, 1e-6), bound + 0.15 * max(bound - low, 1e-6))
+    right.set_yscale("log")
+    left.set_ylabel("best utility so far (points)")
+    right.set_ylabel("upper bound − utility (points)")
+    for ax in (left, right):
+        ax.set_xlabel("recorded iteration")
+        ax.set_xscale("log")
+    left.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plan_bars(assignment: np.ndarray, share: np.ndarray, steps: np.ndarray, categories: Sequence[str],
+              models: Sequence[str]) -> Figure:
+    """A plan as a picture: which share of each category goes to which model, and what each model gets.
+
+    Args:
+        assignment: Shape (C, M).
+        share: Shape (M,).
+        steps: Shape (M,).
+        categories: Names, C of them.
+        models: Names, M of them.
+    """  # fmt: skip
+    figure, axes = _axes(2, width=4.2, height=2.6)
+    left: Axes
+    left, right = axes
+    start = np.zeros(len(categories))
+    places = np.arange(len(categories))[::-1]
+    for m, (model, colour) in enumerate(zip(models, COLOURS, strict=False)):
+        left.barh(places, assignment[:, m], left=start, color=colour, label=model, height=0.6)
+        start = start + assignment[:, m]
+    left.set_yticks(places, list(categories))
+    left.set_xlabel("share of the category's requests")
+    left.set_xlim(0, 1)
+    left.legend(frameon=False, fontsize=8, ncols=min(3, len(models)), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    at = np.arange(len(models))[::-1]
+    right.barh(at, share, color=COLOURS[: len(models)], height=0.6)
+    for place, value, count in zip(at, share, steps, strict=True):
+        text = f"{100 * value:.0f} %, {count} steps" if value > 0 else "no load"
+        right.text(value + 0.01, place, text, va="center", fontsize=8)
+    right.set_yticks(at, list(models))
+    right.set_xlabel("share of the server")
+    right.set_xlim(0, max(1.0, 1.35 * float(share.max())))
+    return figure
+
+
+def save(figure: Figure, path: Path, *, vector: bool = False) -> Path:
+    """Write a figure as PNG, and as SVG beside it if asked for; returns the PNG's path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=FIGURE_DPI)
+    if vector:
+        figure.savefig(path.with_suffix(".svg"))
+    return path

@@ -1,0 +1,299 @@
+"""Lightning modules that train the micro family: autoencoder, judge and denoisers.
+
+Batches are drawn by (seed, step), so a run that is stopped and resumed sees the same data as one that
+is not.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import CLIPModel
+
+from edgesched.errors import CampaignError
+from edgesched.micro import world
+from edgesched.micro.build import build_scheduler, tokenize
+
+log = logging.getLogger(__name__)
+CATEGORY_WEIGHTS = {"Basic": 0.2, "Detail": 0.25, "Imagination": 0.25, "Complex": 0.3}
+
+
+@dataclass(frozen=True)
+class ScenePool:
+    """Rendered scenes with captions and captions that get one attribute wrong.
+
+    Args:
+        images: Shape (scenes, 64, 64, 3), uint8.
+        tokens: Caption token ids, shape (scenes, tokens), int64.
+        wrong_tokens: Token ids of wrong captions, shape (scenes, wrong, tokens), int64.
+        captions: Caption of each scene.
+    """
+
+    images: np.ndarray
+    tokens: Tensor
+    wrong_tokens: Tensor
+    captions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def draw_pool(scenes: int, seed: int, wrong: int = 6) -> ScenePool:
+    """Draw scenes in the proportions of :data:`CATEGORY_WEIGHTS`, each with ``wrong`` false captions."""
+    rng = np.random.default_rng([seed, 7])
+    names, weights = list(CATEGORY_WEIGHTS), list(CATEGORY_WEIGHTS.values())
+    images = np.empty((scenes, world.IMAGE_SIZE, world.IMAGE_SIZE, 3), np.uint8)
+    captions, false = [], []
+    for i in range(scenes):
+        scene = world.sample_scene(names[int(rng.choice(len(names), p=weights))], rng)
+        images[i] = world.render(scene, rng)
+        captions.append(world.caption(scene))
+        stated = world.attributes(scene)
+        for _ in range(wrong):
+            attribute = stated[int(rng.integers(len(stated)))]
+            false.append(world.caption(world.mutate(scene, attribute, rng)))
+    wrong_tokens = tokenize(false).reshape(scenes, wrong, -1)
+    return ScenePool(images, tokenize(captions), wrong_tokens, tuple(captions))
+
+
+def to_pixels(images: np.ndarray | Tensor) -> Tensor:
+    """uint8 images (N, H, W, 3) as floats in [−1, 1], shape (N, 3, H, W)."""
+    return torch.as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class Batches(IterableDataset):
+    """Index batches drawn by (seed, step) from ``start`` on, without end."""
+
+    def __init__(self, size: int, batch_size: int, seed: int, start: int = 0) -> None:
+        super().__init__()
+        self.size, self.batch_size, self.seed, self.start = size, batch_size, seed, start
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        step = self.start
+        while True:
+            rng = np.random.default_rng([self.seed, step])
+            yield torch.as_tensor(rng.integers(0, self.size, self.batch_size)), step
+            step += 1
+
+
+class MicroModule(L.LightningModule):
+    """Shared optimiser: AdamW under a one-cycle schedule."""
+
+    def __init__(self, learning_rate: float, max_steps: int) -> None:
+        super().__init__()
+        self.learning_rate, self.max_steps = learning_rate, max_steps
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the optimiser changes."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a linear warm-up over 5 % of the steps and cosine decay."""
+        optimizer = torch.optim.AdamW(self.trained_parameters(), lr=self.learning_rate, weight_decay=1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=self.max_steps + 1, pct_start=0.05, final_div_factor=100
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class AutoencoderModule(MicroModule):
+    """Reconstruction by an autoencoder whose latents are kept small and robust to noise.
+
+    Noise of fixed scale on the latents and a weak penalty on their size make a smooth latent space, as a
+    variational autoencoder of fixed variance does (Kingma & Welling 2014).
+    """
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderTiny,
+        pool: ScenePool,
+        learning_rate: float,
+        max_steps: int,
+        latent_noise: float = 0.1,
+    ) -> None:
+        super().__init__(learning_rate, max_steps)
+        self.autoencoder = autoencoder
+        self.pool = pool
+        self.latent_noise = latent_noise
+
+    def training_step(self, batch: tuple[Tensor, int], _: int) -> Tensor:
+        """Mean absolute and squared error of the reconstruction plus the latent penalty."""
+        pixels = to_pixels(self.pool.images[batch[0].cpu().numpy()]).to(self.device)
+        latents = self.autoencoder.encode(pixels).latents
+        noisy = latents + self.latent_noise * torch.randn_like(latents)
+        difference = self.autoencoder.decode(noisy).sample.float() - pixels
+        reconstruction = difference.abs().mean()
+        loss = reconstruction + difference.square().mean() + 2e-3 * latents.float().square().mean()
+        self.log("reconstruction_l1", reconstruction, prog_bar=True)
+        return loss
+
+
+class JudgeModule(MicroModule):
+    """Contrastive training of the judge with hard negatives (CLIP, Radford et al. 2021; NegCLIP, 2023).
+
+    Every image sees, beside the batch's captions, each image's caption with one attribute wrong. Equal
+    captions of different images do not count as negatives.
+    """
+
+    def __init__(self, judge: CLIPModel, pool: ScenePool, learning_rate: float, max_steps: int) -> None:
+        super().__init__(learning_rate, max_steps)
+        self.judge = judge
+        self.pool = pool
+
+    def training_step(self, batch: tuple[Tensor, int], _: int) -> Tensor:
+        """Symmetric cross-entropy over images and captions, wrong captions on the image side."""
+        index, step = batch
+        rows = index.cpu()
+        pixels = to_pixels(self.pool.images[rows.numpy()]).to(self.device)
+        tokens = self.pool.tokens[rows]
+        pick = torch.as_tensor(np.random.default_rng([11, step]).integers(0, self.pool.wrong_tokens.shape[1], len(rows)))
+        both = torch.cat([tokens, self.pool.wrong_tokens[rows, pick]]).to(self.device)
+        image = F.normalize(self.judge.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
+        text = F.normalize(self.judge.get_text_features(input_ids=both).pooler_output.float(), dim=-1)
+        logits = self.judge.logit_scale.float().exp().clamp(max=100) * image @ text.T
+        same = (both[None, :] == tokens.to(self.device)[:, None]).all(-1)
+        target = torch.arange(len(rows), device=self.device)
+        same[target, target] = False
+        logits = logits.masked_fill(same, -1e4)
+        square = logits[:, : len(rows)]
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(square.T, target)) / 2
+        wrong = logits[target, target + len(rows)]
+        self.log("loss", loss, prog_bar=True)
+        self.log("hard_accuracy", (logits[target, target] > wrong).float().mean(), prog_bar=True)
+        return loss
+
+
+class DenoiserModule(MicroModule):
+    """Latent diffusion with v-prediction (Salimans & Ho 2022), caption dropout and an averaged copy.
+
+    Args:
+        denoiser: The UNet.
+        latents: Scaled latents of the training scenes, shape (scenes, channels, 8, 8).
+        text_states: Text-encoder states of every distinct caption, shape (captions, tokens, width).
+        caption_of: Row of ``text_states`` of each scene, shape (scenes,).
+        empty_state: Text-encoder states of the empty caption, shape (tokens, width).
+        learning_rate: Peak learning rate.
+        max_steps: Optimiser steps.
+        caption_dropout: Share of captions replaced by the empty one, for classifier-free guidance.
+        ema_decay: Decay of the averaged weights.
+    """
+
+    def __init__(
+        self,
+        denoiser: UNet2DConditionModel,
+        latents: Tensor,
+        text_states: Tensor,
+        caption_of: Tensor,
+        empty_state: Tensor,
+        learning_rate: float,
+        max_steps: int,
+        caption_dropout: float = 0.1,
+        ema_decay: float = 0.998,
+    ) -> None:
+        super().__init__(learning_rate, max_steps)
+        self.denoiser = denoiser
+        self.averaged = copy.deepcopy(denoiser).requires_grad_(False)
+        self.data = (latents, text_states, caption_of, empty_state)
+        self.caption_dropout, self.ema_decay = caption_dropout, ema_decay
+        self.noise_schedule = build_scheduler()
+
+    def training_step(self, batch: tuple[Tensor, int], _: int) -> Tensor:
+        """Mean squared error of the predicted velocity."""
+        latents, text_states, caption_of, empty_state = self.data
+        index, step = batch
+        rows = index.cpu()
+        clean = latents[rows].to(self.device)
+        text = text_states[caption_of[rows]].to(self.device).float()
+        generator = torch.Generator().manual_seed(step * 7919 + 13)
+        drop = torch.rand(len(rows), generator=generator) < self.caption_dropout
+        text[drop.to(self.device)] = empty_state.to(self.device).float()
+        # Stratified timesteps: one from each of batch-size equal slices lowers the variance of the loss.
+        slices = (torch.arange(len(rows)) + torch.rand(len(rows), generator=generator)) / len(rows)
+        times = (slices * self.noise_schedule.config.num_train_timesteps).long().to(self.device)
+        noise = torch.randn(clean.shape, generator=generator).to(self.device)
+        noisy = self.noise_schedule.add_noise(clean, noise, times)
+        target = self.noise_schedule.get_velocity(clean, noise, times)
+        loss = F.mse_loss(self.denoiser(noisy, times, text).sample.float(), target)
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Move the averaged weights towards the trained ones."""
+        decay = min(self.ema_decay, (1 + self.global_step) / (10 + self.global_step))
+        with torch.no_grad():
+            for mean, value in zip(self.averaged.parameters(), self.denoiser.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+
+
+def fit_module(
+    module: MicroModule,
+    size: int,
+    batch_size: int,
+    folder: Path,
+    *,
+    seed: int = 0,
+    precision: str = "bf16-mixed",
+    logger: Any = False,
+    progress: bool = True,
+    callbacks: Sequence[L.Callback] = (),
+) -> MicroModule:
+    """Train a module to its ``max_steps``, from its last checkpoint in ``folder`` if there is one.
+
+    Args:
+        module: What to train.
+        size: Number of training examples.
+        batch_size: Examples a step.
+        folder: Where checkpoints are kept.
+        seed: Seed of the batches and of the module's own noise.
+        precision: Lightning precision.
+        logger: Lightning logger or False.
+        progress: Show a progress bar.
+        callbacks: Further callbacks.
+
+    Raises:
+        CampaignError: If the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise CampaignError(f"{folder}: cannot keep checkpoints here ({exc.strerror})") from exc
+    last = folder / "last.ckpt"
+    start = int(torch.load(last, map_location="cpu", weights_only=False)["global_step"]) if last.exists() else 0
+    L.seed_everything(seed + start, verbose=False)
+    every = max(10, min(100, module.max_steps // 2))
+    checkpoint = ModelCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=every)
+    bars = [TQDMProgressBar(refresh_rate=10)] if progress else []
+    trainer = L.Trainer(
+        max_steps=module.max_steps,
+        accelerator="auto",
+        devices=1,
+        precision=precision,
+        logger=logger,
+        callbacks=[checkpoint, *bars, *callbacks],
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        gradient_clip_val=1.0,
+        log_every_n_steps=20,
+    )
+    if start < module.max_steps:
+        loader = DataLoader(Batches(size, batch_size, seed, start), batch_size=None)
+        trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        trainer.save_checkpoint(last)
+    else:
+        module.load_state_dict(torch.load(last, map_location="cpu", weights_only=False)["state_dict"])
+    return module.eval().cpu()
