@@ -130,7 +130,9 @@ def _wrap(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, width))
 
 
-def methods_compared(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], bound: float | None = None) -> Figure:
+def methods_compared(
+    rows: Mapping[str, Mapping[str, tuple[float, float, float]]], bound: float | None = None
+) -> Figure:
     """Utility, quality and delay of every method on held-out prompts, with 95 % intervals.
 
     Args:
@@ -189,8 +191,9 @@ def convergence(histories: Mapping[str, np.ndarray], bound: float, exact: float 
     return figure
 
 
-def plan_bars(assignment: np.ndarray, share: np.ndarray, steps: np.ndarray, categories: Sequence[str],
-              models: Sequence[str]) -> Figure:
+def plan_bars(
+    assignment: np.ndarray, share: np.ndarray, steps: np.ndarray, categories: Sequence[str], models: Sequence[str]
+) -> Figure:
     """A plan as a picture: which share of each category goes to which model, and what each model gets.
 
     Args:

@@ -63,7 +63,9 @@ def show(value: Cell) -> str:
     return str(value)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], console: Console | None = None) -> None:
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], console: Console | None = None
+) -> None:
     """Print a table to the terminal."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for i, column in enumerate(columns):
@@ -82,9 +84,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 def _picture(path: Path, caption: str) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     text = html.escape(caption)
-    return (
-        f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
-    )
+    return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
 def write_html(path: Path, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> Path:
@@ -99,7 +99,10 @@ def write_html(path: Path, title: str, facts: Mapping[str, str], sections: Seque
     Returns:
         ``path``.
     """
-    parts = [f"<h1>{html.escape(title)}</h1>", _table(("", ""), list(facts.items())).replace("<thead>", "<thead hidden>")]
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        _table(("", ""), list(facts.items())).replace("<thead>", "<thead hidden>"),
+    ]
     for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")
         parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.text]

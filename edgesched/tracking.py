@@ -18,7 +18,7 @@ MODES = ("offline", "online", "disabled")
 def _logged_in() -> bool:
     import wandb
 
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.Api.__module__ and wandb.setup().settings.api_key)
+    return bool(os.environ.get("WANDB_API_KEY") or (wandb.Api.__module__ and wandb.setup().settings.api_key))
 
 
 class Tracker:

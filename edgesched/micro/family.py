@@ -314,5 +314,7 @@ def reconstruction_scores(
         pixels = to_pixels(np.stack([world.render(s, rng) for s in scenes]))
         decoded = autoencoder.decode(autoencoder.encode(pixels).latents).sample.clamp(-1, 1)
         image = F.normalize(judge.get_image_features(pixel_values=decoded).pooler_output, dim=-1)
-        scores[category] = float(100 * (image * _text_features(judge, [world.caption(s) for s in scenes])).sum(-1).mean())
+        scores[category] = float(
+            100 * (image * _text_features(judge, [world.caption(s) for s in scenes])).sum(-1).mean()
+        )
     return scores

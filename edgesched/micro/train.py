@@ -159,7 +159,9 @@ class JudgeModule(MicroModule):
         rows = index.cpu()
         pixels = to_pixels(self.pool.images[rows.numpy()]).to(self.device)
         tokens = self.pool.tokens[rows]
-        pick = torch.as_tensor(np.random.default_rng([11, step]).integers(0, self.pool.wrong_tokens.shape[1], len(rows)))
+        pick = torch.as_tensor(
+            np.random.default_rng([11, step]).integers(0, self.pool.wrong_tokens.shape[1], len(rows))
+        )
         both = torch.cat([tokens, self.pool.wrong_tokens[rows, pick]]).to(self.device)
         image = F.normalize(self.judge.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
         text = F.normalize(self.judge.get_text_features(input_ids=both).pooler_output.float(), dim=-1)

@@ -167,7 +167,9 @@ def mutate(scene: Scene, attribute: str, rng: np.random.Generator) -> Scene:
         PromptError: If the scene's caption does not state that attribute.
     """
     if attribute not in attributes(scene):
-        raise PromptError(f"attribute: {attribute!r} is not one of {', '.join(attributes(scene))} that the scene states")
+        raise PromptError(
+            f"attribute: {attribute!r} is not one of {', '.join(attributes(scene))} that the scene states"
+        )
     if attribute == "background":
         assert scene.background is not None
         return replace(scene, background=_pick(rng, BACKGROUNDS, scene.background))

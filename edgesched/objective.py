@@ -1,0 +1,336 @@
+"""Utility of a plan, the best shares for it, and its smooth relative: pure, batched, differentiable.
+
+With loads n_m = Σ_c n_c p_cm, total N = Σ_c n_c and service times t_m = o_m + k_m a_m,
+
+    quality = (1/N) Σ_c Σ_m n_c p_cm Q[c, m, k_m],   latency = (1/N) Σ_m n_m T_m,
+    utility = quality − ω · latency,
+
+where T_m = n_m t_m / f_m in slot mode and, in queue mode (M/D/1, Pollaczek–Khinchine),
+T_m = s_m (1 + ρ_m / (2 (1 − ρ_m))) with s_m = t_m / f_m and ρ_m = n_m s_m.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgesched.errors import PlanError
+from edgesched.types import Outcome, Plan, Scenario
+
+_BISECTIONS = 60
+
+
+def loads(scenario: Scenario, assignment: Tensor) -> Tensor:
+    """Requests that each model receives, n_m = Σ_c n_c p_cm, shape (B, M)."""
+    return (scenario.demand[..., None] * assignment).sum(-2)
+
+
+def step_indices(scenario: Scenario, steps: Tensor) -> Tensor:
+    """Positions of step counts among the scenario's options.
+
+    Args:
+        scenario: Batch of B scenarios.
+        steps: Step counts, shape (B, M).
+
+    Returns:
+        Indices into ``scenario.steps``, shape (B, M), int64.
+
+    Raises:
+        PlanError: If a step count is not one of ``scenario.steps``.
+    """
+    options = scenario.steps
+    index = torch.searchsorted(options, steps.to(options.dtype).contiguous()).clamp(max=len(options) - 1)
+    wrong = options[index] != steps
+    if bool(wrong.any()):
+        value = int(steps[wrong][0])
+        raise PlanError(f"steps: {value} is not one of the scenario's step counts {options.tolist()}")
+    return index
+
+
+def service_times(scenario: Scenario, steps: Tensor) -> Tensor:
+    """Seconds per image with the whole server, t_m = o_m + k_m a_m, shape (B, M)."""
+    return scenario.overhead_s + steps.to(scenario.step_time_s.dtype) * scenario.step_time_s
+
+
+def step_service_times(scenario: Scenario) -> Tensor:
+    """Seconds per image of every model at every step count, shape (B, M, K)."""
+    return scenario.overhead_s[..., None] + scenario.step_time_s[..., None] * scenario.steps
+
+
+def _fits(scenario: Scenario, assignment: Tensor, steps: Tensor, share: Tensor | None) -> None:
+    b, c, m, _ = scenario.shape
+    for name, value, shape in (
+        ("assignment", assignment, (b, c, m)),
+        ("steps", steps, (b, m)),
+        ("share", share, (b, m)),
+    ):
+        if value is not None and value.shape != shape:
+            raise PlanError(f"{name}: the scenario needs shape {shape}, got {tuple(value.shape)}")
+
+
+def _weighted_quality(scenario: Scenario, assignment: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean quality and whether no request goes to a masked step count; ``chosen`` is Q at the steps, (B, C, M)."""
+    weight = scenario.demand[..., None] * assignment
+    masked = torch.isneginf(chosen)
+    allowed = ~(masked & (weight > 0)).flatten(1).any(-1)
+    total = (weight * torch.where(masked, torch.zeros_like(chosen), chosen)).sum((-2, -1))
+    return total / scenario.demand.sum(-1), allowed
+
+
+def total_delay(latency: str, load: Tensor, service: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_m n_m T_m and whether every loaded model is served and stable.
+
+    Args:
+        latency: ``"slot"`` or ``"queue"``.
+        load: n_m, shape (..., M).
+        service: t_m, shape (..., M).
+        share: f_m, shape (..., M).
+
+    Returns:
+        Total delay, shape (...), +inf where not served, and a boolean of the same shape.
+    """
+    loaded = load > 0
+    served = share > 0
+    one = torch.ones_like(share)
+    busy = load * service / torch.where(served, share, one)
+    if latency == "slot":
+        delay, stable = load * busy, served
+    else:
+        stable = served & (busy < 1)
+        calm = torch.where(stable, busy, 0.5 * one)
+        delay = calm + calm.square() / (2 * (1 - calm))
+    delay = torch.where(loaded, delay, torch.zeros_like(delay)).sum(-1)
+    feasible = (stable | ~loaded).all(-1)
+    return torch.where(feasible, delay, torch.full_like(delay, torch.inf)), feasible
+
+
+def evaluate(scenario: Scenario, plan: Plan) -> Outcome:
+    """Utility, quality and latency of a plan, by the equations at the head of this module.
+
+    Differentiable in demand, quality, times, weight, assignment and share. An unloaded model adds nothing;
+    a loaded model without a share, at a masked step count or with an unstable queue, a share off the
+    slice grid, resident models over the memory limit, or a mean latency over the deadline make a plan
+    infeasible: utility −inf, never NaN.
+
+    Args:
+        scenario: Batch of B scenarios.
+        plan: Plans for them.
+
+    Returns:
+        Outcome with one value per scenario.
+
+    Raises:
+        PlanError: If shapes differ or a step count is not one of the scenario's.
+
+    Example:
+        >>> s = Scenario([[4.0]], [[[[20.0, 25.0]]]], [1, 8], [[0.1]], [[0.0]], [0.5])
+        >>> evaluate(s, Plan([[[1.0]]], [[8]], [[1.0]])).utility  # 25 - 0.5 * 4 * 0.8
+        tensor([23.4000], dtype=torch.float64)
+    """
+    _fits(scenario, plan.assignment, plan.steps, plan.share)
+    index = step_indices(scenario, plan.steps)
+    c = scenario.demand.shape[1]
+    chosen = scenario.quality.gather(-1, index[:, None, :, None].expand(-1, c, -1, 1)).squeeze(-1)
+    quality, feasible = _weighted_quality(scenario, plan.assignment, chosen)
+    load = loads(scenario, plan.assignment)
+    delay, stable = total_delay(scenario.latency, load, service_times(scenario, plan.steps), plan.share)
+    latency = delay / scenario.demand.sum(-1)
+    feasible = feasible & stable & constraints_hold(scenario, load, plan.share)
+    if scenario.deadline_s is not None:
+        feasible = feasible & (latency <= scenario.deadline_s * (1 + 1e-9))
+    finite = torch.where(stable, latency, torch.zeros_like(latency))
+    utility = quality - scenario.latency_weight * finite
+    utility = torch.where(feasible, utility, torch.full_like(utility, -torch.inf))
+    return Outcome(utility, quality, latency, feasible)
+
+
+def constraints_hold(scenario: Scenario, load: Tensor, share: Tensor) -> Tensor:
+    """Whether slices are whole and resident models fit into memory, shape (B,)."""
+    holds = torch.ones(load.shape[0], dtype=torch.bool, device=load.device)
+    if scenario.share_units is not None:
+        units = share * scenario.share_units
+        holds = holds & ((units - units.round()).abs() < 1e-5).all(-1)
+    if scenario.memory_gib is not None and scenario.memory_limit_gib is not None:
+        resident = torch.where(load > 0, scenario.memory_gib, torch.zeros_like(load)).sum(-1)
+        holds = holds & (resident <= scenario.memory_limit_gib * (1 + 1e-9))
+    return holds
+
+
+def soft_utility(scenario: Scenario, assignment: Tensor, step_weights: Tensor, share: Tensor) -> Tensor:
+    """Utility with weights over step options in place of steps; equal to :func:`evaluate` at one-hot weights.
+
+    Quality and service time become their means under the weights. Masked options add nothing to quality:
+    give them no weight.
+
+    Args:
+        scenario: Batch of B scenarios.
+        assignment: Probabilities, shape (B, C, M).
+        step_weights: Weights over step options, shape (B, M, K), rows summing to 1.
+        share: Shares, shape (B, M).
+
+    Returns:
+        Utility, shape (B,), −inf where a loaded model is not served or its queue is unstable.
+
+    Raises:
+        PlanError: If shapes differ.
+    """
+    _fits(scenario, assignment, share, share)
+    if step_weights.shape != (scenario.shape[0], *scenario.shape[2:]):
+        raise PlanError(f"step_weights: expected shape {(scenario.shape[0], *scenario.shape[2:])}, "
+                        f"got {tuple(step_weights.shape)}")  # fmt: skip
+    masked = torch.isneginf(scenario.quality)
+    finite = torch.where(masked, torch.zeros_like(scenario.quality), scenario.quality)
+    mean_quality = (finite * step_weights[:, None]).sum(-1)
+    total = scenario.demand.sum(-1)
+    quality = (scenario.demand[..., None] * assignment * mean_quality).sum((-2, -1)) / total
+    service = (step_service_times(scenario) * step_weights).sum(-1)
+    delay, stable = total_delay(scenario.latency, loads(scenario, assignment), service, share)
+    utility = quality - scenario.latency_weight * torch.where(stable, delay, torch.zeros_like(delay)) / total
+    return torch.where(stable, utility, torch.full_like(utility, -torch.inf))
+
+
+def best_share(scenario: Scenario, assignment: Tensor, steps: Tensor) -> Tensor:
+    """Shares that minimise mean latency for fixed assignment and steps.
+
+    In slot mode the minimiser over the simplex is f_m ∝ n_m √t_m (Cauchy–Schwarz). In queue mode the
+    problem is convex with one multiplier, found by bisection; where the server is overloaded no share is
+    stable and shares follow the loads. With ``share_units`` the units are dealt out one by one to the
+    model that gains most, which is optimal for convex delays (Fox 1966). Differentiable, except in units.
+
+    Args:
+        scenario: Batch of B scenarios.
+        assignment: Probabilities, shape (B, C, M), rows summing to 1.
+        steps: Denoising steps, shape (B, M), values out of ``scenario.steps``.
+
+    Returns:
+        Shares of the server, shape (B, M), non-negative, rows summing to 1; unloaded models get 0.
+
+    Raises:
+        PlanError: If shapes differ or a step count is not one of ``scenario.steps``.
+
+    Example:
+        >>> s = Scenario.random(2, seed=0)
+        >>> steps = s.steps[-1].expand(2, 3)
+        >>> best_share(s, torch.full((2, 4, 3), 1 / 3, dtype=torch.float64), steps).sum(-1)
+        tensor([1., 1.], dtype=torch.float64)
+    """
+    _fits(scenario, assignment, steps, None)
+    step_indices(scenario, steps)
+    return share_for_load(scenario, loads(scenario, assignment), service_times(scenario, steps))
+
+
+def share_for_load(scenario: Scenario, load: Tensor, service: Tensor) -> Tensor:
+    """:func:`best_share` for loads n_m and service times t_m, both of shape (B, M)."""
+    if scenario.share_units is not None:
+        return _unit_shares(scenario.latency, load, service, scenario.share_units)
+    if scenario.latency == "slot":
+        weight = load * service.sqrt()
+        return weight / weight.sum(-1, keepdim=True)
+    return _queue_shares(load, service)
+
+
+def _marginal(rho: Tensor) -> Tensor:
+    """g'(ρ) of the M/D/1 total delay g(ρ) = ρ + ρ² / (2 (1 − ρ))."""
+    return 1 + (2 * rho - rho.square()) / (2 * (1 - rho).square())
+
+
+def _queue_shares(load: Tensor, service: Tensor) -> Tensor:
+    """Minimise Σ g(r_m / f_m) over the simplex, r_m = n_m t_m, by bisection on the multiplier."""
+    work = load * service
+    with torch.no_grad():
+        loaded = work > 0
+        total = work.sum(-1, keepdim=True)
+        safe = torch.where(loaded, work, torch.ones_like(work))
+
+        def utilisation(multiplier: Tensor) -> Tensor:
+            low, high = torch.zeros_like(work), torch.ones_like(work)
+            for _ in range(_BISECTIONS):
+                mid = (low + high) / 2
+                below = _marginal(mid) * mid.square() < multiplier * safe
+                low, high = torch.where(below, mid, low), torch.where(below, high, mid)
+            return low.clamp(min=1e-12)
+
+        low = torch.full_like(total, -40.0)
+        high = torch.full_like(total, 80.0)
+        for _ in range(_BISECTIONS):
+            mid = (low + high) / 2
+            shares = torch.where(loaded, safe / utilisation(mid.exp()), torch.zeros_like(work))
+            too_much = shares.sum(-1, keepdim=True) > 1
+            low, high = torch.where(too_much, mid, low), torch.where(too_much, high, mid)
+        shares = torch.where(loaded, safe / utilisation(high.exp()), torch.zeros_like(work))
+        overloaded = total >= 1
+        shares = torch.where(overloaded, work / total, shares / shares.sum(-1, keepdim=True))
+    # One Newton step of the optimality conditions, its matrix held fixed, carries the implicit gradient.
+    one = torch.ones_like(work)
+    usable = loaded & ~overloaded & (safe < shares)
+    share0 = torch.where(usable, shares, one)
+    work1 = torch.where(usable, work, 0.25 * one)
+    rho = work1 / share0
+    slope = -_marginal(rho) * rho / share0
+    with torch.no_grad():
+        held = rho.detach()
+        curvature = (2 * held * _marginal(held) + held.square() / (1 - held) ** 3) / share0.square()
+        level = torch.where(usable, slope, torch.zeros_like(slope)).sum(-1, keepdim=True) / usable.sum(
+            -1, keepdim=True
+        ).clamp(min=1)
+    residual = torch.where(usable, slope - level, torch.zeros_like(slope))
+    inverse = torch.where(usable, 1 / curvature, torch.zeros_like(curvature))
+    shift = (residual * inverse).sum(-1, keepdim=True) / inverse.sum(-1, keepdim=True).clamp(min=1e-300)
+    step = (shift - residual) * inverse
+    refined = torch.where(usable, shares + step - step.detach(), shares)
+    by_work = work / work.sum(-1, keepdim=True).clamp(min=1e-300)
+    return torch.where(overloaded, by_work, refined)
+
+
+def _unit_shares(latency: str, load: Tensor, service: Tensor, units: int) -> Tensor:
+    """Deal whole units out to the model whose delay falls most, starting from what each loaded model needs."""
+    with torch.no_grad():
+        loaded = load > 0
+        work = load * service
+        need = torch.ones_like(work) if latency == "slot" else (work * units + 1e-9).floor() + 1
+        dealt = torch.where(loaded, need, torch.zeros_like(need))
+        # Where even the needs exceed the units nothing is feasible; they are cut down in order of models.
+        before = torch.cat([torch.zeros_like(dealt[..., :1]), dealt.cumsum(-1)[..., :-1]], -1)
+        dealt = torch.minimum(dealt, (units - before).clamp(min=0))
+        left = units - dealt.sum(-1)
+
+        def delay(given: Tensor) -> Tensor:
+            busy = work * units / given.clamp(min=1)
+            if latency == "slot":
+                return load * busy
+            calm = busy.clamp(max=1 - 1e-12)
+            return torch.where(busy < 1, calm + calm.square() / (2 * (1 - calm)), torch.full_like(busy, torch.inf))
+
+        for _ in range(units):
+            gain = torch.where(loaded, (delay(dealt) - delay(dealt + 1)).nan_to_num(0.0), -torch.ones_like(dealt))
+            chosen = torch.nn.functional.one_hot(gain.argmax(-1), dealt.shape[-1])
+            dealt = dealt + chosen * (left > 0)[..., None]
+            left = (left - 1).clamp(min=0)
+    return dealt / units
+
+
+def single_best_utility(scenario: Scenario) -> Tensor:
+    """Utility of the best single model and step count for everyone, with the whole server, shape (B,)."""
+    return evaluate(scenario, single_best_plan(scenario)).utility
+
+
+def single_best_plan(scenario: Scenario) -> Plan:
+    """The plan that sends every request to one model at one step count, the best such pair."""
+    b, c, m, k = scenario.shape
+    total = scenario.demand.sum(-1)
+    quality = torch.where(
+        (scenario.demand > 0)[..., None, None], scenario.demand[..., None, None] * scenario.quality, 0.0
+    ).sum(1)  # fmt: skip
+    service = step_service_times(scenario)
+    load = total[:, None, None, None].expand(b, m, k, 1)
+    delay, _ = total_delay(scenario.latency, load, service[..., None], torch.ones_like(load))
+    utility = (quality - scenario.latency_weight[:, None, None] * delay) / total[:, None, None]
+    if scenario.memory_gib is not None and scenario.memory_limit_gib is not None:
+        fits = scenario.memory_gib <= scenario.memory_limit_gib[:, None]
+        utility = utility.masked_fill(~fits[..., None], -torch.inf)
+    if scenario.deadline_s is not None:
+        late = delay / total[:, None, None] > scenario.deadline_s[:, None, None]
+        utility = utility.masked_fill(late, -torch.inf)
+    best = utility.flatten(1).argmax(-1)
+    chosen = torch.nn.functional.one_hot(best // k, m).to(scenario.demand.dtype)
+    return Plan(chosen[:, None].expand(b, c, m), scenario.steps[best % k][:, None].expand(b, m), chosen)

@@ -1,0 +1,10 @@
+"""Search methods: one signature ``(scenario, *, assignment=None, ...)``, one result type."""
+
+from edgesched.search.anneal import Progress, anneal
+from edgesched.search.baselines import equal_allocation, optimal_step
+from edgesched.search.coordinate import coordinate
+from edgesched.search.exact import exact
+from edgesched.search.relax import relax
+from edgesched.search.solve import solve
+
+__all__ = ["Progress", "anneal", "coordinate", "equal_allocation", "exact", "optimal_step", "relax", "solve"]
