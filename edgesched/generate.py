@@ -1,0 +1,195 @@
+"""One model is one diffusers pipeline: images for prompts at a step count, one seeded generator an image."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgesched.errors import ModelError
+
+log = logging.getLogger(__name__)
+_PACKAGE = "package:"
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def resolve(path: str) -> str:
+    """A hub id or folder; ``package:micro/weights/x`` is a folder inside the installed package.
+
+    Raises:
+        ModelError: If a package folder is not there.
+    """
+    if not path.startswith(_PACKAGE):
+        return path
+    folder = Path(str(resources.files("edgesched"))) / path[len(_PACKAGE) :]
+    if not folder.is_dir():
+        raise ModelError(f"{path}: this installation ships no such folder")
+    return str(folder)
+
+
+def unreachable(kind: str, path: str, reason: BaseException) -> ModelError:
+    """One line that says that a model cannot be loaded, and how to give a local folder."""
+    first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+    where = "no such local folder, and the hub cannot be reached" if not Path(path).is_dir() else first[:200]
+    return ModelError(
+        f"{kind} {path!r} cannot be loaded: {where}; download it where there is a network and give its folder"
+    )
+
+
+def image_seed(prompt_id: str, seed: int) -> int:
+    """Seed of one image's noise: the same for every model and step count, so that they can be compared."""
+    return int.from_bytes(hashlib.sha256(f"{prompt_id}/{seed}".encode()).digest()[:7], "big")
+
+
+class DiffusionModel:
+    """A text-to-image pipeline and what planning has to know of it.
+
+    Args:
+        path: Hub id, local folder, or ``package:`` folder.
+        revision: Revision of a hub id; pin it.
+        dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"`` on CUDA; the CPU always runs float32.
+        variant: Weight variant of a hub id.
+        resolution: Height and width in pixels.
+        guidance_scale: Classifier-free guidance.
+        scheduler: Name of a diffusers scheduler class in place of the saved one, or None.
+        scheduler_options: Values that replace the scheduler's saved ones.
+        steps: Step counts that the model may run, or None for any.
+        memory_gib: Resident memory in GiB.
+        step_time_s: Published seconds a step, for planning before the first generation.
+        overhead_s: Published seconds an image besides.
+        timing_source: Where the published times come from.
+        device: Device, or None for CUDA where there is one.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float16",
+        variant: str | None = None,
+        resolution: int = 512,
+        guidance_scale: float = 5.0,
+        scheduler: str | None = None,
+        scheduler_options: Mapping[str, Any] | None = None,
+        steps: Sequence[int] | None = None,
+        memory_gib: float | None = None,
+        step_time_s: float | None = None,
+        overhead_s: float | None = None,
+        timing_source: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        if dtype not in _DTYPES:
+            raise ModelError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}")
+        self.path, self.revision, self.variant, self.resolution = path, revision, variant, resolution
+        self.guidance_scale, self.steps = guidance_scale, None if steps is None else tuple(steps)
+        self.scheduler, self.scheduler_options = scheduler, dict(scheduler_options or {})
+        self.memory_gib, self.step_time_s, self.overhead_s = memory_gib, step_time_s, overhead_s
+        self.timing_source = timing_source
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = _DTYPES[dtype] if self.device.type == "cuda" else torch.float32
+        self._pipeline: Any = None
+        self._scheduler_config: Any = None
+
+    @property
+    def pipeline(self) -> Any:
+        """The loaded pipeline.
+
+        Raises:
+            ModelError: In one line, if it cannot be loaded.
+        """
+        if self._pipeline is None:
+            from diffusers import AutoPipelineForText2Image
+
+            folder = resolve(self.path)
+            options: dict[str, Any] = {"torch_dtype": self.dtype, "use_safetensors": True}
+            if not Path(folder).is_dir():
+                options |= {"revision": self.revision, "variant": self.variant}
+            try:
+                pipeline = AutoPipelineForText2Image.from_pretrained(folder, **options)
+            except Exception as exc:
+                raise unreachable("model", self.path, exc) from exc
+            if getattr(pipeline, "safety_checker", None) is not None:
+                pipeline.safety_checker = None
+            pipeline.set_progress_bar_config(disable=True)
+            self._pipeline = pipeline.to(self.device)
+            self._scheduler_config = dict(pipeline.scheduler.config)
+        return self._pipeline
+
+    def unload(self) -> None:
+        """Free the pipeline's memory."""
+        self._pipeline = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def allows(self, steps: int) -> bool:
+        """Whether the model may run this step count."""
+        return self.steps is None or steps in self.steps
+
+    def _fresh_scheduler(self) -> Any:
+        """A scheduler without the state of an earlier run."""
+        import diffusers
+
+        pipeline = self.pipeline
+        kind = type(pipeline.scheduler) if self.scheduler is None else getattr(diffusers, self.scheduler, None)
+        if kind is None:
+            raise ModelError(f"scheduler: diffusers has no class {self.scheduler!r}")
+        return kind.from_config({**self._scheduler_config, **self.scheduler_options})
+
+    @torch.inference_mode()
+    def generate(self, texts: Sequence[str], steps: int, seeds: Sequence[int]) -> np.ndarray:
+        """Images for prompts.
+
+        Args:
+            texts: Prompts, N of them.
+            steps: Denoising steps.
+            seeds: Seed of each image's own generator, N of them; an image does not depend on its batch.
+
+        Returns:
+            Images, shape (N, height, width, 3), uint8.
+
+        Raises:
+            ModelError: If the model may not run that step count.
+        """
+        if not self.allows(steps):
+            raise ModelError(f"{self.path}: {steps} is not one of its step counts {list(self.steps or ())}")
+        pipeline = self.pipeline
+        pipeline.scheduler = self._fresh_scheduler()
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        options: dict[str, Any] = {
+            "prompt": list(texts),
+            "num_inference_steps": steps,
+            "guidance_scale": self.guidance_scale,
+            "generator": generators,
+            "height": self.resolution,
+            "width": self.resolution,
+            "output_type": "np",
+        }
+        accepted = inspect.signature(pipeline.__call__).parameters
+        images = pipeline(**{k: v for k, v in options.items() if k in accepted}).images
+        return (np.clip(images, 0, 1) * 255).round().astype(np.uint8)
+
+    def seconds_per_image(self, steps: int, batch_size: int, repeats: int = 5) -> float:
+        """Median measured seconds per image over synchronised repeats, after one warm-up."""
+        texts = ["a red circle"] * batch_size
+        times = []
+        for i in range(repeats + 1):
+            self._synchronise()
+            start = time.perf_counter()
+            self.generate(texts, steps, list(range(batch_size)))
+            self._synchronise()
+            if i:
+                times.append((time.perf_counter() - start) / batch_size)
+        return float(np.median(times))
+
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

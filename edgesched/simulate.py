@@ -1,0 +1,185 @@
+"""Replay of plans on held-out prompts: measured scores, routing noise in the delay, paired intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgesched.errors import PlanError, ScoreTableError
+from edgesched.objective import loads, service_times, total_delay
+from edgesched.table import ScoreTable
+from edgesched.types import Plan, Scenario
+
+ROUTINGS = ("random", "quota")
+
+
+@dataclass(frozen=True, eq=False)
+class Replay:
+    """Measured outcome of one plan.
+
+    Args:
+        utility: Utility in score points.
+        quality: Mean measured score of a request in points.
+        latency_s: Mean response delay in seconds.
+        utility_draws: Utility of every bootstrap draw, shape (draws,).
+        quality_draws: Quality of every bootstrap draw, shape (draws,).
+    """
+
+    utility: float
+    quality: float
+    latency_s: float
+    utility_draws: Tensor
+    quality_draws: Tensor
+
+    def interval(self, what: str = "utility") -> tuple[float, float]:
+        """95 % interval over prompts of ``"utility"`` or ``"quality"``."""
+        draws = {"utility": self.utility_draws, "quality": self.quality_draws}[what]
+        return _interval(draws)
+
+
+def _interval(draws: Tensor) -> tuple[float, float]:
+    finite = draws[draws.isfinite()].double()
+    if not len(finite):
+        return float("-inf"), float("-inf")
+    low, high = finite.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def replay(
+    plans: Mapping[str, Plan],
+    scenario: Scenario,
+    table: ScoreTable,
+    models: Sequence[str],
+    *,
+    planned_on: ScoreTable | None = None,
+    routing: str = "random",
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Replay]:
+    """Replay plans for one scenario on prompts they were not made from.
+
+    Quality is the mean of the scores measured for the held-out prompts at the plan's models and step counts:
+    mean over seeds, then over prompts of a category, weighted by demand and the plan's probabilities. In slot
+    mode with ``routing="random"`` the delay counts the randomness of the loads,
+    (1/N) Σ_m [n_m² + Σ_c n_c p_cm (1 − p_cm)] t_m / f_m; with ``"quota"`` the server deals requests out evenly.
+    Bootstrap draws resample prompts within categories and are the same for every plan and model, so that
+    differences between plans are paired.
+
+    Args:
+        plans: Plans by name, each for the one scenario.
+        scenario: The scenario, batch size 1.
+        table: Held-out rows.
+        models: Model names in the scenario's order.
+        planned_on: The rows that the plans were made from; a shared prompt is an error.
+        routing: ``"random"`` or ``"quota"``.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+
+    Returns:
+        Replay of each plan, by name.
+
+    Raises:
+        ScoreTableError: If prompts are shared with planning, or a (model, step count) of a plan was not measured.
+        PlanError: If a plan or the routing does not fit.
+    """
+    if routing not in ROUTINGS:
+        raise PlanError(f"routing: {routing!r} is not one of {', '.join(ROUTINGS)}")
+    if len(scenario) != 1:
+        raise PlanError(f"scenario: replay takes one scenario, got {len(scenario)}")
+    if planned_on is not None:
+        shared = set(planned_on.frame["prompt_id"]) & set(table.frame["prompt_id"])
+        if shared:
+            raise ScoreTableError(f"prompt {min(shared)!r} was used for planning; replay needs prompts of its own")
+    frame = table.frame
+    per_prompt = frame.groupby(["category", "prompt_id", "model", "steps"], sort=False)[table.score].mean()
+    demand = scenario.demand[0]
+    weights = _bootstrap_weights(table, draws, seed)
+    results = {}
+    for name, plan in plans.items():
+        if len(plan) != 1 or plan.assignment.shape[1:] != (len(table.categories), len(models)):
+            raise PlanError(f"plan {name!r}: expected assignment of shape {(1, len(table.categories), len(models))}, "
+                            f"got {tuple(plan.assignment.shape)}")  # fmt: skip
+        mean, drawn = torch.zeros((), dtype=torch.float64), torch.zeros(draws, dtype=torch.float64)
+        for c, category in enumerate(table.categories):
+            for m, model in enumerate(models):
+                part = float(demand[c] * plan.assignment[0, c, m] / demand.sum())
+                if part <= 0:
+                    continue
+                scores = _scores(per_prompt, category, model, int(plan.steps[0, m]))
+                if len(scores) != weights[category].shape[1]:
+                    raise ScoreTableError(
+                        f"{model!r} at {int(plan.steps[0, m])} steps: measured for {len(scores)} of "
+                        f"{weights[category].shape[1]} held-out prompts of {category!r}"
+                    )
+                mean += part * scores.mean()
+                drawn += part * (weights[category] @ scores)
+        latency = _latency(scenario, plan, routing)
+        weight = float(scenario.latency_weight[0])
+        results[name] = Replay(
+            float(mean) - weight * latency if np.isfinite(latency) else float("-inf"),
+            float(mean),
+            latency,
+            drawn - weight * latency,
+            drawn,
+        )
+    return results
+
+
+def _scores(per_prompt: object, category: str, model: str, steps: int) -> Tensor:
+    index = per_prompt.index  # type: ignore[attr-defined]
+    keep = (
+        (index.get_level_values(0) == category)
+        & (index.get_level_values(2) == model)
+        & (index.get_level_values(3) == steps)
+    )
+    rows = per_prompt[keep]  # type: ignore[index]
+    order = np.argsort(rows.index.get_level_values(1).to_numpy().astype(str), kind="stable")
+    return torch.tensor(rows.to_numpy()[order], dtype=torch.float64)
+
+
+def _bootstrap_weights(table: ScoreTable, draws: int, seed: int) -> dict[str, Tensor]:
+    """Category → weights of its prompts in every draw, shape (draws, prompts), rows summing to 1."""
+    generator = np.random.default_rng(seed)
+    weights = {}
+    for category in table.categories:
+        count = table.frame.loc[table.frame["category"] == category, "prompt_id"].nunique()
+        drawn = generator.multinomial(count, np.full(count, 1 / count), size=draws) / count
+        weights[category] = torch.tensor(drawn)
+    return weights
+
+
+def _latency(scenario: Scenario, plan: Plan, routing: str) -> float:
+    """Mean delay of a plan, the randomness of routing counted in slot mode if asked for."""
+    load = loads(scenario, plan.assignment)
+    service = service_times(scenario, plan.steps)
+    delay, feasible = total_delay(scenario.latency, load, service, plan.share)
+    if not bool(feasible.all()):
+        return float("inf")
+    if scenario.latency == "slot" and routing == "random":
+        spread = (scenario.demand[..., None] * plan.assignment * (1 - plan.assignment)).sum(1)
+        served = plan.share > 0
+        extra = torch.where(served, spread * service / torch.where(served, plan.share, 1.0), 0.0)
+        delay = delay + extra.sum(-1)
+    return float(delay[0] / scenario.demand[0].sum())
+
+
+def compare(ours: Replay, other: Replay) -> dict[str, dict[str, float]]:
+    """Relative quality gain and delay cut of one plan over another, in per cent, with paired intervals.
+
+    Returns:
+        ``quality_gain_pct`` with ``value lo hi`` over prompts, and ``latency_cut_pct`` with ``value``; the
+        delay does not depend on the prompts, so it has no interval over them. ``utility_gain`` is in points.
+    """
+    ratio = 100 * (ours.quality_draws / other.quality_draws - 1)
+    difference = ours.utility_draws - other.utility_draws
+    low, high = _interval(ratio)
+    lower, upper = _interval(difference)
+    return {
+        "quality_gain_pct": {"value": 100 * (ours.quality / other.quality - 1), "lo": low, "hi": high},
+        "latency_cut_pct": {"value": 100 * (1 - ours.latency_s / other.latency_s)},
+        "utility_gain": {"value": ours.utility - other.utility, "lo": lower, "hi": upper},
+    }
