@@ -66,7 +66,7 @@ def _by_ability(scenario: Scenario) -> Tensor:
     """Models from most capable to least, by their best mean quality over categories, shape (B, M)."""
     best = scenario.quality.amax(-1)
     share = scenario.demand / scenario.demand.sum(-1, keepdim=True)
-    return (share[..., None] * best).sum(1).argsort(-1, descending=True, stable=True)
+    return (share[..., None] * best).sum(1).argsort(dim=-1, descending=True, stable=True)
 
 
 def _one_model(scenario: Scenario, model: Tensor) -> Tensor:

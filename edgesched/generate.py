@@ -108,7 +108,12 @@ class DiffusionModel:
         """
         if self._pipeline is None:
             from diffusers import AutoPipelineForText2Image
+            from diffusers.utils import logging as diffusers_logging
+            from transformers.utils import logging as transformers_logging
 
+            diffusers_logging.set_verbosity_error()
+            for library in (diffusers_logging, transformers_logging):
+                library.disable_progress_bar()
             folder = resolve(self.path)
             options: dict[str, Any] = {"torch_dtype": self.dtype, "use_safetensors": True}
             if not Path(folder).is_dir():

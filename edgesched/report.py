@@ -66,13 +66,16 @@ def show(value: Cell) -> str:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], console: Console | None = None
 ) -> None:
-    """Print a table to the terminal."""
+    """Print a table to the terminal, at least 120 columns wide where the output is not a terminal."""
     table = Table(title=title, title_justify="left", header_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:
         table.add_row(*(show(cell) for cell in row))
-    (console or Console()).print(table)
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(width=max(120, console.width))
+    console.print(table)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:

@@ -48,7 +48,9 @@ class CLIPScore(Metric):
     def _parts(self) -> tuple[Any, Any, Any]:
         if self._loaded is None:
             from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+            from transformers.utils import logging as transformers_logging
 
+            transformers_logging.disable_progress_bar()
             folder = resolve(self.path)
             options = {} if Path(folder).is_dir() else {"revision": self.revision}
             try:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 from transformers import CLIPModel
 
 from edgesched.errors import CampaignError

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
+import lightning as L  # noqa: N812
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPModel
 
