@@ -115,7 +115,7 @@ class DiffusionModel:
             for library in (diffusers_logging, transformers_logging):
                 library.disable_progress_bar()
             folder = resolve(self.path)
-            options: dict[str, Any] = {"torch_dtype": self.dtype, "use_safetensors": True}
+            options: dict[str, Any] = {"dtype": self.dtype, "use_safetensors": True}
             if not Path(folder).is_dir():
                 options |= {"revision": self.revision, "variant": self.variant}
             try:

@@ -319,7 +319,7 @@ class Scenario:
             load = rng.uniform(0.2, 0.8, batch)
             demand = demand * (load / (demand.sum(-1) * service))[:, None]
         return cls(
-            *(torch.as_tensor(np.ascontiguousarray(a)) for a in (demand, quality, counts, step_time, overhead, weight)),
+            *(torch.as_tensor(np.array(a)) for a in (demand, quality, counts, step_time, overhead, weight)),
             latency=latency,
         )
 
