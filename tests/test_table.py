@@ -19,7 +19,7 @@ from edgesched.table import ScoreTable
         (lambda f: f.assign(steps=f.steps.where(f.index != 4, 0)), "row 4: steps is 0"),
         (lambda f: f.drop(columns="seed"), "columns missing: seed"),
         (lambda f: f.iloc[:0], "the table is empty"),
-        (lambda f: f.assign(category="x").where(f.index != 0, f).assign(category=["x"] + ["y"] * (len(f) - 1)),
+        (lambda f: f.assign(category=["x", *f.category[1:]]),
          "more than one category"),
         (lambda f: f.assign(steps="many"), "steps: expected int32"),
     ],

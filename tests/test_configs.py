@@ -1,0 +1,125 @@
+"""Every option composes and builds, every experiment runs small through the real entry point, mistakes are one line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from edgesched.config import build, check, register_schema
+from edgesched.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "experiment")
+METHODS = ("direct", "random", "equal_allocation", "optimal_step", "published", "annealing", "relaxed", "exact")
+
+
+def composed(*overrides):
+    register_schema()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", overrides=[*overrides, "run_folder=."])
+
+
+def run(*overrides, cwd):
+    command = [sys.executable, str(ROOT / "scripts/run.py"), *overrides]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.parametrize("option", [f"{g}={f.stem}" for g in GROUPS for f in sorted((CONF / g).glob("*.yaml"))])
+def test_every_option_composes_and_its_arguments_are_known(option):
+    extra = []
+    group, name = option.split("=")
+    cfg = composed(option if group not in ("model", "method") else f"{group}=[{name}]", *extra)
+    if group in ("model", "method"):
+        assert list(cfg[group]) == [name]
+    check(cfg)
+
+
+def test_each_model_and_method_file_has_one_key_its_name():
+    for group in ("model", "method"):
+        for file in (CONF / group).glob("*.yaml"):
+            assert list(OmegaConf.load(file)) == [file.stem], file
+
+
+def test_several_models_are_chosen_at_once():
+    assert list(composed("model=[micro_small,sd15]").model) == ["micro_small", "sd15"]
+
+
+def test_a_wrong_key_is_named_with_the_nearest_valid_one():
+    cfg = composed("+search.chain=3", "+model.micro_small.guidance=2")
+    with pytest.raises(ConfigError, match=r"model.micro_small.guidance: unknown.*did you mean 'guidance_scale'"):
+        check(cfg)
+    with pytest.raises(ConfigError, match="cannot be located"):
+        check(OmegaConf.create({"method": {"_target_": "edgesched.search.aneal"}}))
+    with pytest.raises(ConfigError, match="dtype"):
+        build(OmegaConf.create({"_target_": "edgesched.generate.DiffusionModel", "dtype": "float16"}), "model.x")
+
+
+def test_quickstart_runs_from_anywhere_and_leaves_what_it_promises(tmp_path):
+    done = run("+experiment=quickstart", "debug=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("Run folder: outputs/")
+    folder = tmp_path / last.removeprefix("Run folder: ")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert set(metrics["methods"]) == set(METHODS)
+    for name, method in metrics["methods"].items():
+        assert {"utility", "quality", "latency_s", "bound", "gap", "seconds", "replay"} <= set(method)
+        assert {"utility", "quality", "latency_s"} <= set(method["replay"])
+        assert method["utility"] <= method["bound"] + 1e-9, name
+    assert metrics["seconds_total"] > 0
+    plan = json.loads((folder / "plan.json").read_text())
+    assert all(abs(sum(row.values()) - 1) < 1e-6 for row in plan["assignment"].values())
+    assert sum(plan["share"].values()) <= 1 + 1e-6
+    pictures = {f.stem for f in (folder / "figures").glob("*.png")}
+    assert {"score_distributions", "quality_over_steps", "samples", "methods_compared", "convergence"} <= pictures
+    page = (folder / "report.html").read_text()
+    assert page.count("<img") == len(pictures)
+    assert "http" not in page.replace("http-equiv", "")
+    assert metrics["source"]["device"] in page
+    assert (folder / "wandb").is_dir()
+    assert (folder / ".hydra/config.yaml").exists()
+
+
+def test_campaign_runs_and_goes_on(tmp_path):
+    options = ("+experiment=campaign", "debug=true", "model=[micro_small]", "campaign.out=table")
+    first = run(*options, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    second = run(*options, cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert "0 images to generate" in second.stdout + second.stderr
+    assert (tmp_path / "table/scores.parquet").exists()
+
+
+def test_train_micro_runs_resumes_and_saves_folders_that_load(tmp_path):
+    options = ("+experiment=train_micro", "debug=true", "train.recipe.processes=1", "train.recipe.precision=32-true")
+    done = run(*options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(next((tmp_path / "outputs/train_micro").glob("*/metrics.json")).read_text())
+    assert set(metrics["judge"]["accuracy"]) == {"Basic", "Detail", "Imagination", "Complex"}
+    assert metrics["family"]["micro_large"]["Basic"]["best_score"] > -100
+    assert (tmp_path / "outputs/micro_training/weights/micro_large/model_index.json").exists()
+    again = run(*options, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("data.path=none",), "error: none: no such score table"),
+        (("worklod.latency_weight=1",), "worklod"),
+        (("workload.latency_weight=-1",), "error: latency_weight"),
+        (("workload.latency=fast",), "'fast' is not one of slot, queue"),
+        (("task=edgesched.pipeline.nothing",), "cannot be located"),
+        (("tracking.mode=loud",), "'loud' is not one of"),
+    ],
+)
+def test_mistakes_end_in_one_line(tmp_path, options, message):
+    done = run(*options, cwd=tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,52 @@
+"""The page is self-contained and escapes what it shows; W&B runs finish also when the code fails."""
+
+import numpy as np
+import pytest
+
+from edgesched import figures, report
+from edgesched.errors import ConfigError
+from edgesched.tracking import Tracker
+
+
+def test_html_is_self_contained_and_escaped(tmp_path):
+    figure = figures.sample_images({"m": [np.zeros((8, 8, 3), np.uint8)]}, ["<b>bold</b> prompt"])
+    picture = figures.save(figure, tmp_path / "f" / "a.png")
+    section = report.Section("A <section>", ("1 < 2",), ("name", "value"), [("<i>", 1.5)], [(picture, "a & b")], "{}")
+    page = report.write_html(tmp_path / "r.html", "T", {"Device": "<x>"}, [section]).read_text()
+    assert "<b>" not in page
+    assert "&lt;section&gt;" in page
+    assert "1 &lt; 2" in page
+    assert "data:image/png;base64," in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "–"), (float("nan"), "–"), (float("-inf"), "−∞"), (0.0, "0"), (12.3456, "12.35"),
+                        (1e-5, "1.00e-05"), ("a", "a")]
+)  # fmt: skip
+def test_cells(value, text):
+    assert report.show(value) == text
+
+
+def test_figures_draw_with_missing_and_constant_values(tmp_path):
+    flat = {"a": np.array([1.0, 1.0]), "b": np.array([-np.inf, 0.5])}
+    figures.save(figures.convergence(flat, 1.0, 1.0), tmp_path / "c.png")
+    rows = {"direct": {k: (1.0, 1.0, 1.0) for k in ("utility", "quality", "latency_s")}}
+    figures.save(figures.methods_compared(rows, 2.0), tmp_path / "m.png", vector=True)
+    assert (tmp_path / "m.svg").exists()
+
+
+def test_tracker_finishes_also_on_failure_and_never_asks(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    codes = []
+    with pytest.raises(RuntimeError, match="broken"), Tracker(tmp_path, {"a": 1}, "t") as tracker:
+        finish = tracker.run.finish
+        tracker.run.finish = lambda exit_code: (codes.append(exit_code), finish(exit_code))
+        tracker.metrics({"a": {"b": 1.0}})
+        tracker.table("t", ["x"], [[1]])
+        raise RuntimeError("broken")
+    assert codes == [1]
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    with pytest.raises(ConfigError, match="'loud'"):
+        Tracker(tmp_path, {}, "t", mode="loud")
