@@ -78,14 +78,12 @@ def check(node: Any, path: str = "") -> None:
             raise ConfigError(f"{path}._target_: {target!r} cannot be located ({reason[0]})") from exc
         parameters = inspect.signature(component).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            for key in node:
-                if str(key) not in parameters and key not in _RESERVED:
-                    raise ConfigError(
-                        f"{path}.{key}: unknown argument of {target}; {nearest(str(key), list(parameters))}"
-                    )
-    for key in node:
-        if not OmegaConf.is_missing(node, key):
-            check(node[key], f"{path}.{key}" if path else str(key))
+            for key in map(str, node):
+                if key not in parameters and key not in _RESERVED:
+                    raise ConfigError(f"{path}.{key}: unknown argument of {target}; {nearest(key, list(parameters))}")
+    for name in map(str, node):
+        if not OmegaConf.is_missing(node, name):
+            check(node[name], f"{path}.{name}" if path else name)
 
 
 def build(node: Any, path: str, **arguments: Any) -> Any:

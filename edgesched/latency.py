@@ -59,29 +59,31 @@ def fit_line(steps: Sequence[float], seconds: Sequence[float], batch_size: int =
     return LatencyFit(float(slope), float(overhead), float(error), batch_size)
 
 
-def fit_latency(table: ScoreTable, batch_size: int | None = 1) -> Mapping[str, LatencyFit]:
+def fit_latency(table: ScoreTable, batched: bool = True) -> Mapping[str, LatencyFit]:
     """Fit every model of a table.
 
-    Times come from the manifest's separate timing pass at the batch size asked for, where there is one,
-    else from the table's own ``latency_s``.
+    Times come from the manifest's separate timing pass, where there is one, else from the table's own
+    ``latency_s``. A slot's requests run as one batch, a queue's one by one.
 
     Args:
         table: Score table.
-        batch_size: Batch size of the timing pass; None takes the table's own column.
+        batched: Take the largest batch size of the timing pass; else the smallest.
 
     Returns:
         Fit of each model, by name.
     """
-    timing = table.manifest.get("timing", []) if batch_size is not None else []
+    timing = table.manifest.get("timing", [])
     fits = {}
     for model in table.models or ():
-        rows = [r for r in timing if r["model"] == model and r["batch_size"] == batch_size]
-        if rows:
-            fits[model] = fit_line([r["steps"] for r in rows], [r["latency_s"] for r in rows], int(batch_size or 1))
+        mine = [r for r in timing if r["model"] == model]
+        if mine:
+            size = (max if batched else min)(r["batch_size"] for r in mine)
+            rows = [r for r in mine if r["batch_size"] == size]
+            fits[model] = fit_line([r["steps"] for r in rows], [r["latency_s"] for r in rows], int(size))
         else:
-            mine = table.frame[table.frame["model"] == model]
-            median = mine.groupby("steps")["latency_s"].median()
+            scored = table.frame[table.frame["model"] == model]
+            median = scored.groupby("steps")["latency_s"].median()
             fits[model] = fit_line(
-                median.index.to_numpy(float), median.to_numpy(float), int(mine["batch_size"].iloc[0])
+                median.index.to_numpy(float), median.to_numpy(float), int(scored["batch_size"].iloc[0])
             )
     return fits

@@ -55,13 +55,18 @@ def run(cfg: DictConfig) -> float | None:
     if cfg.debug:
         cfg = _smaller(cfg)
     folder = Path(cfg.run_folder)
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    assert isinstance(plain, dict)
-    settings = plain["tracking"]
-    with Tracker(folder, {str(k): v for k, v in plain.items()}, str(cfg.name), **settings) as tracker:
+    plain = _plain(cfg)
+    with Tracker(folder, plain, str(cfg.name), **plain["tracking"]) as tracker:
         value = task(cfg, folder, tracker)
     print(f"Run folder: {os.path.relpath(folder)}", flush=True)
     return value
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    """A node as a plain dictionary."""
+    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _smaller(cfg: DictConfig) -> DictConfig:
@@ -96,9 +101,8 @@ def schedule(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     samples = _live_samples(cfg)
     fit_half, replay_half = table.split()
     quality = build(cfg.quality, "quality")(fit_half)
-    workload = OmegaConf.to_container(cfg.workload, resolve=True)
-    assert isinstance(workload, dict)
-    scenario = quality.scenario(**_workload({str(k): v for k, v in workload.items()}, cfg, quality.models))
+    workload = _plain(cfg.workload)
+    scenario = quality.scenario(**_workload(dict(workload), cfg, quality.models))
     log.info("%d rows from %s; planning with %d methods", len(table), table.device, len(methods))
     results = plan_all(methods, scenario, quality)
     outcomes = replay(
@@ -107,7 +111,9 @@ def schedule(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     )  # fmt: skip
     metrics = _metrics(scenario, results, outcomes)
     metrics["source"] = {"device": table.device, "digest": table.digest(), "rows": len(table)}
-    metrics["latency_fit"] = {name: dataclasses.asdict(fit) for name, fit in quality.latency_fits.items()}
+    metrics["latency_fit"] = {
+        name: dataclasses.asdict(fit) for name, fit in quality.latency_fits[cfg.workload.latency].items()
+    }
     best = "annealing" if "annealing" in results else max(results, key=lambda n: outcomes[n].utility)
     plan = named_plan(results[best].plan, table.categories, quality.models, best, workload)
     _write_json(folder / "plan.json", plan)
@@ -392,10 +398,9 @@ def campaign(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     models = {str(name): build(node, f"model.{name}") for name, node in cfg.model.items()}
     scorers = {str(name): build(node, f"score.{name}") for name, node in cfg.score.items()}
     started = time.perf_counter()
-    options = OmegaConf.to_container(cfg.campaign, resolve=True)
-    assert isinstance(options, dict)
+    options = _plain(cfg.campaign)
     options.pop("prompts_per_category")
-    table = run_campaign(prompts, models, scorers, **{str(k): v for k, v in options.items()})
+    table = run_campaign(prompts, models, scorers, **options)
     mean = table.frame.groupby(["model", "category", "steps"], sort=False)[table.score].mean()
     metrics = {
         "rows": len(table),
@@ -496,7 +501,7 @@ def train_micro(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None
         report.Section("The family at each model's best step count", (), columns, rows,
                        figures=[(picture, f"Images at {steps} steps.")]),
     ]  # fmt: skip
-    facts = {"Device": metrics["device"], "Seconds": f"{metrics['seconds_total']:.0f}", "Weights": str(weights)}
+    facts = {"Device": str(metrics["device"]), "Seconds": f"{metrics['seconds_total']:.0f}", "Weights": str(weights)}
     report.write_html(folder / "report.html", "edgesched: the micro family", facts, sections)
     _log_curves(out, recipe.denoisers, tracker)
     tracker.summary(metrics)

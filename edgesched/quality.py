@@ -47,7 +47,8 @@ class QualityModel(L.LightningModule):
         models: Model names, M of them, from cheap to dear.
         steps: Measured step counts, K of them, increasing.
         measured: Which (model, step count) pairs were measured, shape (M, K), bool.
-        latency: Fitted times by model.
+        batch_latency: Fitted times by model of whole batches, for slots.
+        single_latency: Fitted times by model of single images, for queues.
         learning_rate: Step size of Adam.
     """
 
@@ -57,12 +58,13 @@ class QualityModel(L.LightningModule):
         models: tuple[str, ...],
         steps: tuple[int, ...],
         measured: Tensor,
-        latency: Mapping[str, LatencyFit],
+        batch_latency: Mapping[str, LatencyFit],
+        single_latency: Mapping[str, LatencyFit],
         learning_rate: float = 0.03,
     ) -> None:
         super().__init__()
         self.categories, self.models, self.step_counts = categories, models, steps
-        self.latency_fits = dict(latency)
+        self.latency_fits = {"slot": dict(batch_latency), "queue": dict(single_latency)}
         self.learning_rate = learning_rate
         c, m, k = len(categories), len(models), len(steps)
         self.register_buffer("measured", measured)
@@ -174,7 +176,8 @@ class QualityModel(L.LightningModule):
         mean = self.mean().double().cpu()
         mean = mean if differentiable else mean.detach()
         quality = torch.where(self.measured.cpu(), mean, -torch.inf)
-        fits = [self.latency_fits[m] for m in self.models]
+        by_model = self.latency_fits.get(latency, self.latency_fits["slot"])
+        fits = [by_model[m] for m in self.models]
         return Scenario(
             tensor,
             quality,
@@ -207,7 +210,6 @@ def fit_quality(
     *,
     max_epochs: int = 300,
     learning_rate: float = 0.03,
-    timing_batch_size: int | None = 1,
     seed: int = 0,
     logger: Any = False,
     progress: bool = False,
@@ -218,7 +220,6 @@ def fit_quality(
         table: Rows to fit, usually the fit half.
         max_epochs: Most passes over the table.
         learning_rate: Step size of Adam.
-        timing_batch_size: Batch size of the timing pass that the times come from.
         seed: Seed of the optimiser.
         logger: Lightning logger or False.
         progress: Show a progress bar.
@@ -229,8 +230,8 @@ def fit_quality(
     Raises:
         ScoreTableError: If a category was never run by a model.
     """
-    latency = fit_latency(table, timing_batch_size)
-    models = tuple(sorted(latency, key=lambda name: latency[name].step_time_s + latency[name].overhead_s))
+    latency = fit_latency(table)
+    models = tuple(sorted(latency, key=lambda name: latency[name].step_time_s))
     data = observations(table, models)
     shape = (len(table.categories), len(models), len(table.steps))
     seen = torch.zeros(shape, dtype=torch.bool)
@@ -244,7 +245,9 @@ def fit_quality(
         )
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    model = QualityModel(table.categories, models, table.steps, measured, latency, learning_rate)
+    model = QualityModel(
+        table.categories, models, table.steps, measured, latency, fit_latency(table, False), learning_rate
+    )
     model.start_at(data)
     rows = TensorDataset(data.score, data.category, data.model, data.step)
     loader = DataLoader(rows, batch_size=None, sampler=_WholeTable(len(rows)))

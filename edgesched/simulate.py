@@ -99,7 +99,8 @@ def replay(
     demand = scenario.demand[0]
     weights = _bootstrap_weights(table, draws, seed)
     results = {}
-    for name, plan in plans.items():
+    for name, made in plans.items():
+        plan = Plan(made.assignment.detach(), made.steps, made.share.detach())
         if len(plan) != 1 or plan.assignment.shape[1:] != (len(table.categories), len(models)):
             raise PlanError(f"plan {name!r}: expected assignment of shape {(1, len(table.categories), len(models))}, "
                             f"got {tuple(plan.assignment.shape)}")  # fmt: skip

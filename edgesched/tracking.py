@@ -71,7 +71,7 @@ class Tracker:
             dir=self.folder,
             config=self.config,
             name=self.name,
-            mode=mode,
+            mode=mode,  # type: ignore[arg-type]
             project=self.project,
             entity=self.entity,
             group=self.group,

@@ -318,10 +318,9 @@ class Scenario:
             service = (overhead + counts[(steps - 1) // 2] * step_time).min(-1)
             load = rng.uniform(0.2, 0.8, batch)
             demand = demand * (load / (demand.sum(-1) * service))[:, None]
-        return cls(
-            *(torch.as_tensor(np.array(a)) for a in (demand, quality, counts, step_time, overhead, weight)),
-            latency=latency,
-        )
+        arrays = (demand, quality, counts, step_time, overhead, weight)
+        d, q, k, a, o, w = (torch.as_tensor(np.array(array)) for array in arrays)
+        return cls(d, q, k, a, o, w, latency=latency)
 
 
 @dataclass(frozen=True, eq=False)

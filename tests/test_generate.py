@@ -108,5 +108,13 @@ def test_judge_prefers_the_true_caption_on_unseen_scenes():
     found = examine_judge(CLIPModel.from_pretrained(resolve("package:micro/weights/judge"), dtype=torch.float32), 60)
     assert min(found["accuracy"].values()) > 0.8
     assert found["accuracy_by_attribute"]["colour"] > 0.95
-    assert set(found["accuracy_by_attribute"]) == {"colour", "shape", "texture", "count", "size", "relation", "background"}
+    assert set(found["accuracy_by_attribute"]) == {
+        "colour",
+        "shape",
+        "texture",
+        "count",
+        "size",
+        "relation",
+        "background",
+    }
     assert min(found["render"].values()) > 80

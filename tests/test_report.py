@@ -31,7 +31,7 @@ def test_cells(value, text):
 def test_figures_draw_with_missing_and_constant_values(tmp_path):
     flat = {"a": np.array([1.0, 1.0]), "b": np.array([-np.inf, 0.5])}
     figures.save(figures.convergence(flat, 1.0, 1.0), tmp_path / "c.png")
-    rows = {"direct": {k: (1.0, 1.0, 1.0) for k in ("utility", "quality", "latency_s")}}
+    rows = {"direct": dict.fromkeys(("utility", "quality", "latency_s"), (1.0, 1.0, 1.0))}
     figures.save(figures.methods_compared(rows, 2.0), tmp_path / "m.png", vector=True)
     assert (tmp_path / "m.svg").exists()
 

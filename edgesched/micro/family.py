@@ -245,7 +245,7 @@ def train_family(recipe: Recipe, out: Path | str, weights: Path | str) -> dict[s
     seconds["autoencoder_and_judge"] = time.perf_counter() - start
     start = time.perf_counter()
     encoded = encode_pool(recipe, out)
-    largest_first = list(reversed(recipe.denoisers))
+    largest_first = list(recipe.denoisers)[::-1]
     _side_by_side([(train_denoiser, (name, recipe, out)) for name in largest_first], recipe.processes)
     seconds["denoisers"] = time.perf_counter() - start
     autoencoder = _restored(_autoencoder_module(recipe, pool), out, "autoencoder").autoencoder

@@ -254,7 +254,7 @@ def _start(problem: _Problem, index: Tensor | None, chains: int, draw: Callable[
 
 def _move(problem: _Problem, state: _State, fixed_steps: bool, draw: Callable[..., Tensor], scale: float) -> _State:
     """One proposal for every chain; kinds of move that nothing is free for are never drawn."""
-    b, r, m = state.index.shape
+    _, r, m = state.index.shape
     k = problem.service.shape[-1]
     kinds = [not fixed_steps, problem.load is None, not problem.closed_form and problem.share is None]
     kind = torch.multinomial(torch.tensor(kinds, dtype=torch.float64), r, True, generator=draw.generator)  # type: ignore[attr-defined]
@@ -314,7 +314,7 @@ def _run(
     ordinary = torch.where(deltas < _PENALTY / 200, deltas, torch.zeros_like(deltas))
     hot = (ordinary.sum(-1) / (ordinary > 0).sum(-1).clamp(min=1)).clamp(min=1e-9)[:, None]
     every = max(1, iterations // _HISTORY)
-    history, done, accepted = [best_energy.amax(-1)], 0, torch.zeros((), device=device)
+    history, done = [best_energy.amax(-1)], 0
     for i in range(0 if nothing_free else iterations):
         fraction = i / max(iterations - 1, 1)
         temperature = hot * cooling**fraction

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from edgesched.errors import SearchError
-from edgesched.objective import best_share, evaluate, loads, step_service_times, total_delay
+from edgesched.objective import best_share, evaluate, loads, share_for_load, step_service_times, total_delay
 from edgesched.search._result import certified, checked_assignment, positive
-from edgesched.search.exact import best_assignment
+from edgesched.search.exact import best_assignment, quality_by_step
 from edgesched.types import Plan, Scenario, SearchResult
 
 _SHARPEN = 4.0
@@ -117,7 +117,7 @@ def relax(
 
 def _polish(scenario: Scenario, index: Tensor, assignment: Tensor, kept: bool, sweeps: int) -> Plan:
     """Exchange one model's step count at a time; a free assignment is sharpened and then made optimal."""
-    b, _, m, k = scenario.shape
+    b, _, m, _ = scenario.shape
     unconstrained = scenario.share_units is None and scenario.memory_gib is None and scenario.deadline_s is None
     concave = not kept and scenario.latency == "slot" and unconstrained
     if not kept:
@@ -142,9 +142,6 @@ def _polish(scenario: Scenario, index: Tensor, assignment: Tensor, kept: bool, s
 
 def _exchange(scenario: Scenario, index: Tensor, assignment: Tensor, model: int) -> tuple[Tensor, Tensor]:
     """The best option of one model with everything else kept; returns indices and utility."""
-    from edgesched.objective import share_for_load
-    from edgesched.search.exact import quality_by_step
-
     b, _, m, k = scenario.shape
     tried = index[:, None].expand(b, k, m).clone()
     tried[..., model] = torch.arange(k, device=index.device)
