@@ -7,8 +7,11 @@ its signature before anything runs.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +59,18 @@ def nearest(word: str, allowed: list[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(sorted(allowed))}"
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Hydra's own report of a failure out of the log; ours says the same in one line."""
+    logger = logging.getLogger("hydra.utils")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def check(node: Any, path: str = "") -> None:
     """Check every ``_target_`` below a node: that it can be located, and that it takes the arguments given.
 
@@ -71,7 +86,8 @@ def check(node: Any, path: str = "") -> None:
     target = node.get("_target_")
     if target is not None:
         try:
-            component = get_method(target)
+            with _quiet():
+                component = get_method(target)
         except Exception as exc:
             cause = exc.__cause__ or exc
             reason = str(cause).strip().splitlines() or [type(cause).__name__]

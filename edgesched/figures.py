@@ -88,7 +88,7 @@ def quality_over_steps(
         if ceiling and category in ceiling:
             ax.axhline(ceiling[category], color=FAINT, linestyle="--", linewidth=1, label="true renders")
         ax.set_xscale("log")
-        ticks = sorted({int(v) for k in steps.values() for v in k} & {1, 2, 4, 8, 14, 30, 50, 100})
+        ticks = sorted({int(v) for k in steps.values() for v in k} & {1, 2, 4, 8, 10, 20, 30, 50, 100})
         ax.set_xticks(ticks, [str(v) for v in ticks])
         ax.minorticks_off()
         ax.set_title(category)
@@ -146,12 +146,28 @@ def methods_compared(
     for ax, (key, label) in zip(axes, panels, strict=True):
         values = np.array([rows[n][key] for n in names])
         colours = [COLOURS[4] if n in ("annealing", "relaxed", "exact") else COLOURS[0] for n in names]
-        for place, (value, low, high), colour in zip(places, values, colours, strict=True):
+        # One method far off would squeeze all others: it is drawn at the edge, with its value.
+        middle = np.median(values[:, 0])
+        usual = np.median(np.abs(values[:, 0] - middle)) + np.median(values[:, 2] - values[:, 1]) + 1e-3 * abs(middle)
+        off = np.abs(values[:, 0] - middle) > 12 * usual
+        left, right = values[~off][:, 1].min(), values[~off][:, 2].max()
+        margin = 0.12 * (right - left) + 1e-9
+        for place, (value, low, high), colour, far in zip(places, values, colours, off, strict=True):
+            if far:
+                edge = left - margin if value < middle else right + margin
+                text = f"◂ {value:.4g}" if value < middle else f"{value:.4g} ▸"
+                side = "left" if value < middle else "right"
+                ax.text(edge, place, text, color=colour, fontsize=8, va="center", ha=side)
+                continue
             ax.plot([low, high], [place, place], color=colour, linewidth=1.6)
             ax.plot(value, place, "o", ms=5, color=colour)
+        if bool(off.any()):
+            ax.set_xlim(left - 1.3 * margin, right + 1.3 * margin)
         ax.set_xlabel(label)
         ax.set_ylim(-0.7, len(names) - 0.3)
     if bound is not None:
+        limits = axes[0].get_xlim()
+        axes[0].set_xlim(limits[0], max(limits[1], bound + 0.03 * (limits[1] - limits[0])))
         axes[0].axvline(bound, color=FAINT, linestyle="--", linewidth=1, label="bound (plan's view)")
         axes[0].legend(frameon=False, fontsize=7, loc="best")
     axes[0].set_yticks(places, names)

@@ -272,8 +272,8 @@ def _schedule_figures(
     mean, std = quality.mean().detach().double().numpy(), quality.std().detach().double().numpy()
     counts = np.array(quality.step_counts)
     measured = quality.measured.numpy()
-    low, high = float(frame[table.score].min()), float(frame[table.score].max())
-    grid = np.linspace(low, high + 0.08 * (high - low), 300)
+    low, high = (float(v) for v in np.quantile(frame[table.score], [0.002, 1.0]))
+    grid = np.linspace(low, high + 0.1 * (high - low), 300)
     scores: dict[str, dict[str, np.ndarray]] = {}
     density: dict[str, dict[str, np.ndarray]] = {}
     means: dict[str, dict[str, np.ndarray]] = {}

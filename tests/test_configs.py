@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from edgesched.config import build, check, register_schema
-from edgesched.errors import ConfigError
+from edgesched.errors import ConfigError, EdgeschedError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -55,8 +55,11 @@ def test_a_wrong_key_is_named_with_the_nearest_valid_one():
         check(cfg)
     with pytest.raises(ConfigError, match="cannot be located"):
         check(OmegaConf.create({"method": {"_target_": "edgesched.search.aneal"}}))
-    with pytest.raises(ConfigError, match="dtype"):
-        build(OmegaConf.create({"_target_": "edgesched.generate.DiffusionModel", "dtype": "float16"}), "model.x")
+    with pytest.raises(EdgeschedError, match="'float8' is not one of"):
+        build(
+            OmegaConf.create({"_target_": "edgesched.generate.DiffusionModel", "path": "x", "dtype": "float8"}),
+            "model.x",
+        )
 
 
 def test_quickstart_runs_from_anywhere_and_leaves_what_it_promises(tmp_path):

@@ -37,7 +37,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
     Example:
         >>> build_tokenizer()("a red circle").input_ids[:5]
-        [1, 4, 19, 34, 3]
+        [1, 4, 19, 37, 3]
     """
     words = {**SPECIAL, **{word: len(SPECIAL) + i for i, word in enumerate(vocabulary())}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))

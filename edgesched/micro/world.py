@@ -84,7 +84,7 @@ def sample_scene(category: str, rng: np.random.Generator) -> Scene:
 
     Example:
         >>> caption(sample_scene("Basic", np.random.default_rng(0)))
-        'a cyan heart'
+        'a small purple heart'
     """
     shape, colour = _pick(rng, SHAPES), _pick(rng, COLOURS)
     if category == "Basic":
