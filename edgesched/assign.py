@@ -1,7 +1,7 @@
 """Assignment policies: which share of each category goes to which model, before any search.
 
 A policy is called with a scenario and the fitted score distributions and returns probabilities of shape
-(B, C, M). ``None`` in place of a policy leaves the assignment to the search.
+(B, C, M); :class:`Joint` returns None, which leaves the assignment to the search.
 """
 
 from __future__ import annotations
@@ -140,6 +140,14 @@ def mixture_quantiles(mean: Tensor, std: Tensor, demand: Tensor, parts: int) -> 
         mass = (weight[:, None] * torch.special.ndtr((mid[..., None] - mean) / std.clamp(min=1e-6))).sum(-1)
         low, high = torch.where(mass < level, mid, low), torch.where(mass < level, high, mid)
     return high
+
+
+@dataclass(frozen=True)
+class Joint:
+    """No policy: the assignment is left to the search, which plans it together with steps and shares."""
+
+    def __call__(self, scenario: Scenario, scores: Distributions | None = None) -> None:
+        """Nothing given."""
 
 
 @dataclass(frozen=True)

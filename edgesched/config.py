@@ -41,11 +41,12 @@ class Schema:
     samples: Any = field(default_factory=dict)
     quality: Any = field(default_factory=dict)
     method: Any = field(default_factory=dict)
+    assign: Any = field(default_factory=dict)
     search: Any = field(default_factory=dict)
     workload: Any = field(default_factory=dict)
     replay: Any = field(default_factory=dict)
     train: Any = field(default_factory=dict)
-    tracking: Any = field(default_factory=dict)
+    logger: Any = field(default_factory=dict)
 
 
 def register_schema() -> None:

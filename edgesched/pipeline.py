@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> float | None:
         cfg = _smaller(cfg)
     folder = Path(cfg.run_folder)
     plain = _plain(cfg)
-    with Tracker(folder, plain, str(cfg.name), **plain["tracking"]) as tracker:
+    with Tracker(folder, plain, str(cfg.name), **plain["logger"]) as tracker:
         value = task(cfg, folder, tracker)
     print(f"Run folder: {os.path.relpath(folder)}", flush=True)
     return value
@@ -73,8 +73,9 @@ def _smaller(cfg: DictConfig) -> DictConfig:
     """Sizes at which everything ends in seconds."""
     cfg = cfg.copy()
     OmegaConf.set_readonly(cfg, False)
-    cfg.search.chains = min(cfg.search.chains, 8)
-    cfg.search.iterations = min(cfg.search.iterations, 50)
+    for name, most in (("chains", 8), ("iterations", 50)):
+        if name in cfg.search:
+            cfg.search[name] = min(cfg.search[name], most)
     cfg.replay.draws = min(cfg.replay.draws, 50)
     cfg.campaign.prompts_per_category = min(cfg.campaign.prompts_per_category, 2)
     cfg.campaign.steps = list(cfg.campaign.steps)[:2]
@@ -139,24 +140,24 @@ def schedule(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
 
 
 def build_method(name: str, node: DictConfig) -> tuple[Any, Any]:
-    """A method's assignment policy, None for the search's own, and its search."""
+    """A method's assignment policy and its search."""
     if set(node) != {"assignment", "search"}:
         raise ConfigError(f"method.{name}: expected the keys assignment and search, got {', '.join(map(str, node))}")
-    policy = None if node.assignment is None else build(node.assignment, f"method.{name}.assignment")
-    return policy, build(node.search, f"method.{name}.search")
+    return build(node.assignment, f"method.{name}.assignment"), build(node.search, f"method.{name}.search")
 
 
 def plan_all(methods: Mapping[str, tuple[Any, Any]], scenario: Scenario, scores: Any) -> dict[str, SearchResult]:
     """Plan with every method; one that cannot solve this problem is left out, with the reason."""
-    results = {}
+    results, reason = {}, ""
     for name, (policy, search) in methods.items():
-        given = None if policy is None else policy(scenario, scores)
+        given = policy(scenario, scores)
         try:
             results[name] = search(scenario) if given is None else search(scenario, assignment=given.detach())
         except SearchError as exc:
             log.warning("%s is left out: %s", name, exc)
+            reason = str(exc)
     if not results:
-        raise SearchError("no method could plan for this scenario")
+        raise SearchError(f"no method could plan for this scenario; {reason}")
     return results
 
 

@@ -54,7 +54,7 @@ class Tracker:
         tags: Sequence[str] = (),
     ) -> None:
         if mode not in MODES:
-            raise ConfigError(f"tracking.mode: {mode!r} is not one of {', '.join(MODES)}")
+            raise ConfigError(f"logger.mode: {mode!r} is not one of {', '.join(MODES)}")
         self.folder, self.config, self.name, self.mode = Path(folder), dict(config), name, mode
         self.project, self.entity, self.group = project, entity, group
         self.job_type, self.tags = job_type, tuple(tags)

@@ -1,6 +1,7 @@
 """Run an experiment: `python scripts/run.py +experiment=quickstart [key=value ...]`."""
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -10,9 +11,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
 
 import hydra  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from edgesched.config import register_schema  # noqa: E402
+from edgesched.config import nearest, register_schema  # noqa: E402
 from edgesched.errors import EdgeschedError  # noqa: E402
 
 register_schema()
@@ -35,5 +36,38 @@ def main(cfg: DictConfig) -> float | None:
         sys.exit("stopped; what was done is kept, and the same command goes on from there")
 
 
+def composes(arguments: list[str]) -> None:
+    """Stop in one line if the configuration does not compose, naming the key and the nearest valid one."""
+    if any(argument.startswith("-") for argument in arguments):
+        return  # sweeps and Hydra's own flags: Hydra says what is wrong with them
+    with hydra.initialize_config_dir(CONFIG_FOLDER, version_base="1.3"):
+        try:
+            hydra.compose("config", overrides=arguments)
+        except Exception as exc:
+            text = " ".join(str(exc).split()).split(" Config search path:")[0]
+            cause: BaseException = exc
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            found = re.search(r"full_key: (\S+)", f"{cause} {text}") or re.search(r"Could not override '([^']+)'", text)
+            if found and "not in" in f"{cause} {text}":
+                text = unknown_key(found[1], hydra.compose("config"))
+            elif cause is not exc:
+                text += ": " + str(cause).splitlines()[0]
+            sys.exit(f"error: {text}")
+
+
+def unknown_key(key: str, cfg: DictConfig) -> str:
+    """Say which part of a dotted key is unknown, and what is nearest to it."""
+    node = cfg
+    parts = key.split(".")
+    for i, part in enumerate(parts):
+        names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+        if part not in names:
+            return f"{'.'.join(parts[: i + 1])}: unknown key; {nearest(part, names)}"
+        node = None if OmegaConf.is_missing(node, part) else node._get_node(part)
+    return f"{key}: unknown key"
+
+
 if __name__ == "__main__":
+    composes(sys.argv[1:])
     main()

@@ -88,6 +88,18 @@ def test_quickstart_runs_from_anywhere_and_leaves_what_it_promises(tmp_path):
     assert (folder / ".hydra/config.yaml").exists()
 
 
+def test_plan_sweeps_over_searches_and_seeds(tmp_path):
+    done = run("-m", "+experiment=plan", "search=anneal,relax", "seed=range(0,2)", "debug=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plans = sorted((tmp_path / "outputs/plan").glob("*/*/plan.json"))
+    assert len(plans) == 4
+    assert done.stdout.count("Run folder: outputs/plan/") == 4
+    assert len({f.parent for f in plans}) == 4
+    for file in plans:
+        assert json.loads(file.read_text())["method"] == "plan"
+        assert list((file.parent / "wandb").glob("offline-run-*"))
+
+
 def test_campaign_runs_and_goes_on(tmp_path):
     options = ("+experiment=campaign", "debug=true", "model=[micro_small]", "campaign.out=table")
     first = run(*options, cwd=tmp_path)
@@ -114,15 +126,19 @@ def test_train_micro_runs_resumes_and_saves_folders_that_load(tmp_path):
     ("options", "message"),
     [
         (("data.path=none",), "error: none: no such score table"),
-        (("worklod.latency_weight=1",), "worklod"),
+        (("worklod.latency_weight=1",), "error: worklod: unknown key; did you mean 'workload'?"),
         (("workload.latency_weight=-1",), "error: latency_weight"),
         (("workload.latency=fast",), "'fast' is not one of slot, queue"),
         (("task=edgesched.pipeline.nothing",), "cannot be located"),
-        (("tracking.mode=loud",), "'loud' is not one of"),
+        (("logger.mode=loud",), "'loud' is not one of"),
+        (("workload.latncy=slot",), "error: workload.latncy: unknown key; did you mean 'latency'?"),
+        (("+experiment=plan", "search=aneal"), "Could not find 'search/aneal'"),
+        (("+experiment=plan", "search=equal_allocation"), "needs an assignment"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, options, message):
     done = run(*options, cwd=tmp_path)
-    assert done.returncode != 0
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1 or "is left out" in done.stdout + done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
