@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from edgesched.config import build, check, register_schema
 from edgesched.errors import ConfigError, EdgeschedError
@@ -30,13 +30,29 @@ def run(*overrides, cwd):
 
 
 @pytest.mark.parametrize("option", [f"{g}={f.stem}" for g in GROUPS for f in sorted((CONF / g).glob("*.yaml"))])
-def test_every_option_composes_and_its_arguments_are_known(option):
-    extra = []
+def test_every_option_composes_and_instantiates(option, tmp_path):
     group, name = option.split("=")
-    cfg = composed(option if group not in ("model", "method") else f"{group}=[{name}]", *extra)
+    cfg = composed(option if group not in ("model", "method") else f"{group}=[{name}]")
     if group in ("model", "method"):
         assert list(cfg[group]) == [name]
     check(cfg)
+    if option in ("prompts=parti", "prompts=csv"):
+        separator, head = ("\t", "Prompt\tChallenge") if name == "parti" else (",", "text,category")
+        (tmp_path / "prompts").write_text(f"{head}\na red boat{separator}Basic\n")
+        cfg.prompts.path = str(tmp_path / "prompts")
+    built = list(instantiated(cfg[group], group))
+    assert built or group in ("campaign", "workload", "replay", "samples", "logger")
+
+
+def instantiated(node, path):
+    """Build every component below a node that is not part of another."""
+    if not isinstance(node, DictConfig):
+        return
+    if "_target_" in node:
+        yield build(node, path)
+        return
+    for key in node:
+        yield from instantiated(node[key], f"{path}.{key}")
 
 
 def test_each_model_and_method_file_has_one_key_its_name():
