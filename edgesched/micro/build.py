@@ -127,6 +127,7 @@ def build_scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         clip_sample=False,
         timestep_spacing="trailing",
+        steps_offset=1,
     )
 
 
