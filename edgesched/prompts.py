@@ -26,17 +26,28 @@ def micro(per_category: int = 128, seed: int = 0) -> PromptSet:
     return prompt_set(per_category, seed)
 
 
-def parti(path: Path | str, *, other_challenges: bool = False, per_category: int | None = None) -> PromptSet:
-    """PartiPrompts from its TSV file, challenges mapped to the four categories.
+def parti(
+    path: Path | str | None = None,
+    *,
+    repository: str = "nateraw/parti-prompts",
+    revision: str | None = None,
+    other_challenges: bool = False,
+    per_category: int | None = None,
+) -> PromptSet:
+    """PartiPrompts (Yu et al. 2022) from its TSV file, challenges mapped to the four categories.
 
     Args:
-        path: Tab-separated file with the columns ``Prompt`` and ``Challenge``.
+        path: Tab-separated file with the columns ``Prompt`` and ``Challenge``; None takes it from the hub.
+        repository: Data set on the hub that holds ``PartiPrompts.tsv``, where no path is given.
+        revision: Revision of the data set.
         other_challenges: Keep the other challenges as categories of their own.
         per_category: Most prompts of each category.
 
     Raises:
-        PromptError: If the file cannot be read or has other columns.
+        PromptError: If the file cannot be read, has other columns, or the hub cannot be reached.
     """
+    if path is None:
+        path = _from_hub(repository, revision)
     frame = _read(path, "\t", ("Prompt", "Challenge"))
     frame["category"] = frame["Challenge"].map(
         lambda c: PARTI_CATEGORIES.get(str(c).strip(), str(c).strip() if other_challenges else None)
@@ -44,6 +55,18 @@ def parti(path: Path | str, *, other_challenges: bool = False, per_category: int
     frame = frame[frame["category"].notna()]
     frame = frame.drop_duplicates("Prompt")
     return _prompt_set(path, frame["Prompt"].tolist(), frame["category"].tolist(), None, per_category)
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, "PartiPrompts.tsv", repo_type="dataset", revision=revision))
+    except Exception as exc:
+        raise PromptError(
+            f"prompts: {repository!r} cannot be fetched from the hub ({str(exc).strip().splitlines()[0][:120]}); "
+            "download PartiPrompts.tsv where there is a network and give prompts.path=<file>"
+        ) from exc
 
 
 def csv(path: Path | str, *, columns: Mapping[str, str] | None = None, per_category: int | None = None) -> PromptSet:

@@ -27,6 +27,7 @@ from transformers import (
 from edgesched.micro.world import IMAGE_SIZE, vocabulary
 
 MAX_TOKENS = 16
+PATCH_SIZE = 8
 # The end token must not be 2: transformers then pools at the largest token id instead of at the end.
 SPECIAL = {"<pad>": 0, "<start>": 1, "<unknown>": 2, "<end>": 3}
 IMAGE_MEAN = IMAGE_STD = (0.5, 0.5, 0.5)
@@ -83,19 +84,22 @@ def build_judge(width: int = 160, layers: int = 4, text_width: int = 128, text_l
         "num_hidden_layers": layers,
         "num_attention_heads": 4,
         "image_size": IMAGE_SIZE,
-        "patch_size": 8,
+        "patch_size": PATCH_SIZE,
         "hidden_act": "gelu",
     }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
 
 
 def build_autoencoder(channels: int = 32, latent_channels: int = 16) -> AutoencoderTiny:
-    """An autoencoder from 64×64×3 to 8×8×``latent_channels``, randomly initialised."""
+    """An autoencoder from 64×64×3 to 8×8×``latent_channels``, randomly initialised.
+
+    Its blocks sit at 32×32 and below: at full resolution they cost most and give least.
+    """
     return AutoencoderTiny(
         encoder_block_out_channels=(channels,) * 4,
         decoder_block_out_channels=(channels,) * 4,
-        num_encoder_blocks=(1, 1, 2, 2),
-        num_decoder_blocks=(2, 2, 1, 1),
+        num_encoder_blocks=(0, 1, 2, 2),
+        num_decoder_blocks=(2, 2, 1, 0),
         latent_channels=latent_channels,
     )
 

@@ -92,9 +92,8 @@ def _pool(recipe: Recipe, out: Path) -> ScenePool:
     if kept.exists():
         data = np.load(kept)
         captions = tuple(str(c) for c in data["captions"])
-        return ScenePool(
-            data["images"], torch.as_tensor(data["tokens"]), torch.as_tensor(data["wrong_tokens"]), captions
-        )
+        names = ("tokens", "wrong_tokens", "labels", "owners")
+        return ScenePool(data["images"], *(torch.as_tensor(data[name]) for name in names), captions)
     log.info("drawing %d scenes", recipe.scenes)
     pool = draw_pool(recipe.scenes, recipe.seed, recipe.wrong_captions)
     part = kept.with_suffix(".part.npz")
@@ -103,6 +102,8 @@ def _pool(recipe: Recipe, out: Path) -> ScenePool:
         images=pool.images,
         tokens=pool.tokens.numpy(),
         wrong_tokens=pool.wrong_tokens.numpy(),
+        labels=pool.labels.numpy(),
+        owners=pool.owners.numpy(),
         captions=np.array(pool.captions),
     )
     os.replace(part, kept)

@@ -25,10 +25,11 @@ from transformers import CLIPModel
 
 from edgesched.errors import CampaignError
 from edgesched.micro import world
-from edgesched.micro.build import build_scheduler, tokenize
+from edgesched.micro.build import PATCH_SIZE, build_scheduler, tokenize
 
 log = logging.getLogger(__name__)
 CATEGORY_WEIGHTS = {"Basic": 0.2, "Detail": 0.25, "Imagination": 0.25, "Complex": 0.3}
+ATTRIBUTE_WEIGHTS = {"relation": 2.0, "shape": 2.0, "count": 1.5, "texture": 1.5}
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,17 @@ class ScenePool:
         images: Shape (scenes, 64, 64, 3), uint8.
         tokens: Caption token ids, shape (scenes, tokens), int64.
         wrong_tokens: Token ids of wrong captions, shape (scenes, wrong, tokens), int64.
+        labels: What each caption says, shape (scenes, len(world.LABELS)), int64, −1 where it is silent.
+        owners: The thing that covers most of each patch of the judge, shape (scenes, patches), int64, −1 where
+            the background does.
         captions: Caption of each scene.
     """
 
     images: np.ndarray
     tokens: Tensor
     wrong_tokens: Tensor
+    labels: Tensor
+    owners: Tensor
     captions: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -52,21 +58,35 @@ class ScenePool:
 
 
 def draw_pool(scenes: int, seed: int, wrong: int = 6) -> ScenePool:
-    """Draw scenes in the proportions of :data:`CATEGORY_WEIGHTS`, each with ``wrong`` false captions."""
+    """Draw scenes in the proportions of :data:`CATEGORY_WEIGHTS`, each with ``wrong`` false captions.
+
+    The wrong attribute is drawn in the proportions of :data:`ATTRIBUTE_WEIGHTS`, the harder the oftener.
+    """
     rng = np.random.default_rng([seed, 7])
     names, weights = list(CATEGORY_WEIGHTS), list(CATEGORY_WEIGHTS.values())
     images = np.empty((scenes, world.IMAGE_SIZE, world.IMAGE_SIZE, 3), np.uint8)
-    captions, false = [], []
+    captions, false, labels, owners = [], [], [], []
     for i in range(scenes):
         scene = world.sample_scene(names[int(rng.choice(len(names), p=weights))], rng)
-        images[i] = world.render(scene, rng)
+        images[i], owner = world.draw(scene, rng)
+        owners.append(_patch_owners(owner))
         captions.append(world.caption(scene))
+        labels.append(world.labels(scene))
         stated = world.attributes(scene)
-        for _ in range(wrong):
-            attribute = stated[int(rng.integers(len(stated)))]
-            false.append(world.caption(world.mutate(scene, attribute, rng)))
+        odds = np.array([ATTRIBUTE_WEIGHTS.get(attribute, 1.0) for attribute in stated])
+        changed = rng.choice(stated, wrong, p=odds / odds.sum())
+        false += [world.caption(world.mutate(scene, str(attribute), rng)) for attribute in changed]
     wrong_tokens = tokenize(false).reshape(scenes, wrong, -1)
-    return ScenePool(images, tokenize(captions), wrong_tokens, tuple(captions))
+    patches = torch.as_tensor(np.stack(owners)).long()
+    return ScenePool(images, tokenize(captions), wrong_tokens, torch.tensor(labels), patches, tuple(captions))
+
+
+def _patch_owners(owner: np.ndarray) -> np.ndarray:
+    """The thing that covers at least a third of a patch, else the background; pixels (side, side) to (patches,)."""
+    n = owner.shape[0] // PATCH_SIZE
+    patches = owner.reshape(n, PATCH_SIZE, n, PATCH_SIZE).transpose(0, 2, 1, 3).reshape(n * n, -1)
+    share = np.stack([(patches == place).mean(1) for place in (0, 1)])
+    return np.where(share.max(0) >= 1 / 3, share.argmax(0), -1).astype(np.int8)
 
 
 def to_pixels(images: np.ndarray | Tensor) -> Tensor:
@@ -144,38 +164,92 @@ class AutoencoderModule(MicroModule):
 class JudgeModule(MicroModule):
     """Contrastive training of the judge with hard negatives (CLIP, Radford et al. 2021; NegCLIP, 2023).
 
-    Every image sees, beside the batch's captions, each image's caption with one attribute wrong. Equal
-    captions of different images do not count as negatives.
+    Every image sees, beside the batch's captions, captions with one attribute wrong. Equal captions of
+    different images do not count as negatives. Two kinds of linear heads, dropped after training, make up
+    for the few bits that a pair gives: one, shared by image and caption, reads every stated attribute from
+    the embedding; one reads from every patch which shape and texture cover it.
+
+    Args:
+        judge: The CLIP model.
+        pool: Training scenes.
+        learning_rate: Peak learning rate.
+        max_steps: Optimiser steps.
+        wrong: Wrong captions a scene and step.
+        attribute_weight: Weight of the cross-entropy of the attributes.
+        patch_weight: Weight of the cross-entropy of the patches.
     """
 
-    def __init__(self, judge: CLIPModel, pool: ScenePool, learning_rate: float, max_steps: int) -> None:
+    def __init__(
+        self,
+        judge: CLIPModel,
+        pool: ScenePool,
+        learning_rate: float,
+        max_steps: int,
+        wrong: int = 2,
+        attribute_weight: float = 1.0,
+        patch_weight: float = 1.0,
+    ) -> None:
         super().__init__(learning_rate, max_steps)
         self.judge = judge
         self.pool = pool
+        self.wrong, self.attribute_weight, self.patch_weight = wrong, attribute_weight, patch_weight
+        self.class_counts = [len(options) for options in world.LABELS.values()]
+        self.heads = nn.Linear(judge.config.projection_dim, sum(self.class_counts))
+        width = judge.config.vision_config.hidden_size
+        self.patch_heads = nn.ModuleDict(
+            {kind: nn.Linear(width, 1 + len(world.LABELS[f"{kind}_first"])) for kind in ("shape", "texture")}
+        )
+
+    def _attribute_loss(self, embedding: Tensor, labels: Tensor) -> Tensor:
+        parts = self.heads(embedding * embedding.shape[-1] ** 0.5).split(self.class_counts, -1)
+        losses = [
+            F.cross_entropy(part, column, ignore_index=-1)
+            for part, column in zip(parts, labels.T, strict=True)
+            if bool((column >= 0).any())
+        ]
+        return torch.stack(losses).mean()
+
+    def _patch_loss(self, patches: Tensor, labels: Tensor, owners: Tensor) -> Tensor:
+        """Cross-entropy of what covers a patch; class 0 is the background, unsaid textures do not count."""
+        names = list(world.LABELS)
+        losses = []
+        for kind, head in self.patch_heads.items():
+            said = labels[:, [names.index(f"{kind}_first"), names.index(f"{kind}_second")]]
+            shown = 1 + said.gather(1, owners.clamp(min=0))
+            target = torch.where(owners < 0, 0, torch.where(shown == 0, -1, shown))
+            losses.append(F.cross_entropy(head(patches).flatten(0, 1), target.flatten(), ignore_index=-1))
+        return torch.stack(losses).mean()
 
     def training_step(self, batch: tuple[Tensor, int], _: int) -> Tensor:
-        """Symmetric cross-entropy over images and captions, wrong captions on the image side."""
+        """Symmetric cross-entropy over images and captions, wrong captions on the image side, and the heads."""
         index, step = batch
         rows = index.cpu()
+        n = len(rows)
         pixels = to_pixels(self.pool.images[rows.numpy()]).to(self.device)
         tokens = self.pool.tokens[rows]
-        pick = torch.as_tensor(
-            np.random.default_rng([11, step]).integers(0, self.pool.wrong_tokens.shape[1], len(rows))
-        )
-        both = torch.cat([tokens, self.pool.wrong_tokens[rows, pick]]).to(self.device)
-        image = F.normalize(self.judge.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
+        kept = self.pool.wrong_tokens.shape[1]
+        pick = torch.as_tensor((step * self.wrong + np.arange(self.wrong)) % kept)
+        false = self.pool.wrong_tokens[rows][:, pick].flatten(0, 1)
+        both = torch.cat([tokens, false]).to(self.device)
+        seen = self.judge.get_image_features(pixel_values=pixels)
+        image = F.normalize(seen.pooler_output.float(), dim=-1)
         text = F.normalize(self.judge.get_text_features(input_ids=both).pooler_output.float(), dim=-1)
         logits = self.judge.logit_scale.float().exp().clamp(max=100) * image @ text.T
         same = (both[None, :] == tokens.to(self.device)[:, None]).all(-1)
-        target = torch.arange(len(rows), device=self.device)
+        target = torch.arange(n, device=self.device)
         same[target, target] = False
         logits = logits.masked_fill(same, -1e4)
-        square = logits[:, : len(rows)]
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(square.T, target)) / 2
-        wrong = logits[target, target + len(rows)]
-        self.log("loss", loss, prog_bar=True)
-        self.log("hard_accuracy", (logits[target, target] > wrong).float().mean(), prog_bar=True)
-        return loss
+        square = logits[:, :n]
+        contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(square.T, target)) / 2
+        labels = self.pool.labels[rows].to(self.device)
+        attribute = (self._attribute_loss(image, labels) + self._attribute_loss(text[:n], labels)) / 2
+        patch = self._patch_loss(seen.last_hidden_state[:, 1:].float(), labels, self.pool.owners[rows].to(self.device))
+        own = logits[:, n:].reshape(n, n, self.wrong)[target, target]
+        self.log("loss", contrastive, prog_bar=True)
+        self.log("attribute_loss", attribute)
+        self.log("patch_loss", patch)
+        self.log("hard_accuracy", (logits[target, target, None] > own).float().mean(), prog_bar=True)
+        return contrastive + self.attribute_weight * attribute + self.patch_weight * patch
 
 
 class DenoiserModule(MicroModule):

@@ -47,6 +47,7 @@ COUNTS = ("one", "two", "three")
 RELATIONS = ("left of", "right of", "above", "below")
 IMAGE_SIZE = 64
 _SUPERSAMPLE = 2
+_GROUP_RADIUS = {1: (10.0, 12.0), 2: (9.0, 10.5), 3: (8.0, 9.0)}  # pixels, so that three stand apart in a row
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,45 @@ def attributes(scene: Scene) -> tuple[str, ...]:
     return tuple(stated)
 
 
+LABELS: dict[str, tuple[str, ...]] = {
+    **{
+        f"{kind}_{place}": options
+        for place in ("first", "second")
+        for kind, options in {"shape": SHAPES, "colour": tuple(COLOURS), "texture": TEXTURES, "count": COUNTS}.items()
+    },
+    "size": SIZES,
+    "second_colour": tuple(COLOURS),
+    "arrangement": ("alone", "halves", "inside", "across", "down"),
+    "background": tuple(BACKGROUNDS),
+}
+
+
+def labels(scene: Scene) -> tuple[int, ...]:
+    """What a caption says, as class indices that do not depend on how it says it.
+
+    Things are numbered as they stand in the image, from left to right or from top to bottom (inner before
+    outer), so that "a left of b" and "b right of a" have equal labels.
+
+    Returns:
+        For every entry of :data:`LABELS` the index of its value, −1 where the caption is silent.
+    """
+    things, relation = scene.things, scene.relation
+    if relation in ("right of", "below"):
+        things = things[::-1]
+    said: dict[str, str | None] = {}
+    for place, thing in zip(("first", "second"), things, strict=False):
+        said[f"shape_{place}"], said[f"colour_{place}"] = thing.shape, thing.colour
+        said[f"texture_{place}"] = thing.texture
+        said[f"count_{place}"] = None if thing.count is None else COUNTS[thing.count - 1]
+    said["size"], said["second_colour"] = things[0].size, things[0].second_colour
+    said["background"] = scene.background
+    if relation is None:
+        said["arrangement"] = "alone" if things[0].second_colour is None else "halves"
+    else:
+        said["arrangement"] = {"inside": "inside", "left of": "across", "right of": "across"}.get(relation, "down")
+    return tuple(-1 if (value := said.get(name)) is None else LABELS[name].index(value) for name in LABELS)
+
+
 def mutate(scene: Scene, attribute: str, rng: np.random.Generator) -> Scene:
     """Change exactly one attribute of a scene to another value.
 
@@ -229,15 +269,21 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return r * (y2 * np.cos(angle) + (tip - x2) * np.sin(angle)) < y2 * tip
 
 
-def _paint(canvas: np.ndarray, thing: Thing, centre: tuple[float, float], radius: float) -> None:
-    """Draw one object onto a float canvas of shape (side, side, 3), coordinates in image pixels."""
+def _paint(
+    canvas: np.ndarray, owner: np.ndarray, thing: Thing, place: int, centre: tuple[float, float], radius: float
+) -> None:
+    """Draw one object onto a float canvas of shape (side, side, 3), coordinates in image pixels.
+
+    Its pixels of ``owner``, shape (side, side), become ``place``.
+    """
     side = canvas.shape[0]
     axis = (np.arange(side) + 0.5) / _SUPERSAMPLE
     x, y = axis[None, :] - centre[0], axis[:, None] - centre[1]
     mask = _inside(thing.shape, *np.broadcast_arrays(x / radius, y / radius))
     colour = np.array(COLOURS[thing.colour], np.float32)
     dark = colour * 0.3
-    period = max(5.0, radius * 0.55)
+    owner[mask] = place
+    period = max(6.0, radius * 0.55)
     if thing.second_colour is not None:
         canvas[mask & (x < 0)] = colour
         canvas[mask & (x >= 0)] = np.array(COLOURS[thing.second_colour], np.float32)
@@ -262,10 +308,21 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     Returns:
         Image, shape (64, 64, 3), uint8.
     """
+    return draw(scene, rng)[0]
+
+
+def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a scene, and say which thing every pixel shows.
+
+    Returns:
+        Image, shape (64, 64, 3), uint8, and owners, shape (64, 64), int8: 0 for the first thing and 1 for
+        the second, numbered as in :func:`labels`, −1 for the background.
+    """
     side = IMAGE_SIZE * _SUPERSAMPLE
     background = scene.background or _pick(rng, BACKGROUNDS)
     canvas = np.empty((side, side, 3), np.float32)
     canvas[:] = BACKGROUNDS[background]
+    owner = np.full((side, side), -1, np.int8)
     if scene.relation is None or scene.relation == "inside":
         main = scene.things[-1]
         low, high = {"small": (8, 10), "large": (21, 24)}.get(main.size or "", (13, 17))
@@ -275,22 +332,22 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         room = max(IMAGE_SIZE / 2 - radius - 2, 0)
         spread = min(room, 10.0)
         centre = tuple(IMAGE_SIZE / 2 + rng.uniform(-spread, spread, 2))
-        _paint(canvas, main, centre, radius)
+        _paint(canvas, owner, main, len(scene.things) - 1, centre, radius)
         if scene.relation == "inside":
             inner = float(rng.uniform(9, 11))
-            _paint(canvas, scene.things[0], (centre[0], centre[1] + 0.06 * radius), inner)
+            _paint(canvas, owner, scene.things[0], 0, (centre[0], centre[1] + 0.06 * radius), inner)
     else:
         across = scene.relation in ("left of", "right of")
         first = 0 if scene.relation in ("left of", "above") else 1
         for half, thing in enumerate((scene.things[first], scene.things[1 - first])):
             count = thing.count or 1
-            radius = float(rng.uniform(7.0, 8.5))
+            radius = float(rng.uniform(*_GROUP_RADIUS[count]))
             along = (np.arange(count) + 0.5) / count * (IMAGE_SIZE - 4) + 2 + rng.uniform(-1.5, 1.5, count)
             middle = IMAGE_SIZE * (0.25 + 0.5 * half) + rng.uniform(-2.5, 2.5)
             for a in along:
-                _paint(canvas, thing, (middle, float(a)) if across else (float(a), middle), radius)
+                _paint(canvas, owner, thing, half, (middle, float(a)) if across else (float(a), middle), radius)
     small = canvas.reshape(IMAGE_SIZE, _SUPERSAMPLE, IMAGE_SIZE, _SUPERSAMPLE, 3).mean((1, 3))
-    return np.round(small).astype(np.uint8)
+    return np.round(small).astype(np.uint8), owner[::_SUPERSAMPLE, ::_SUPERSAMPLE]
 
 
 def prompt_set(per_category: int = 128, seed: int = 0, categories: tuple[str, ...] = CATEGORIES) -> PromptSet:
