@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,18 @@ from edgesched.errors import ModelError
 
 log = logging.getLogger(__name__)
 _PACKAGE = "package:"
+# What `encode_prompt` of a pipeline class returns, in order; other classes encode inside their call.
+_EMBEDDINGS = {
+    "StableDiffusionPipeline": ("prompt_embeds", "negative_prompt_embeds"),
+    "StableDiffusionXLPipeline": (
+        "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
+    ),
+    "PixArtAlphaPipeline": (
+        "prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask",
+    ),
+}  # fmt: skip
+_EMBEDDINGS["PixArtSigmaPipeline"] = _EMBEDDINGS["PixArtAlphaPipeline"]
+_EMBEDDING_CACHE_BYTES = 2**30
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -37,8 +50,9 @@ def resolve(path: str) -> str:
 
 def unreachable(kind: str, path: str, reason: BaseException) -> ModelError:
     """One line that says that a model cannot be loaded, and how to give a local folder."""
-    first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
-    where = "no such local folder, and the hub cannot be reached" if not Path(path).is_dir() else first[:200]
+    where = str(reason).strip().splitlines()[0][:200] if str(reason).strip() else type(reason).__name__
+    if not Path(path).is_dir() and isinstance(reason, OSError):
+        where = "no such local folder, and the hub cannot be reached"
     return ModelError(
         f"{kind} {path!r} cannot be loaded: {where}; download it where there is a network and give its folder"
     )
@@ -56,16 +70,18 @@ class DiffusionModel:
         path: Hub id, local folder, or ``package:`` folder.
         revision: Revision of a hub id; pin it.
         dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"`` on CUDA; the CPU always runs float32.
-        variant: Weight variant of a hub id.
+        variant: Weight variant of a hub id or folder that has one.
         resolution: Height and width in pixels.
-        guidance_scale: Classifier-free guidance.
+        guidance_scale: Classifier-free guidance; at 1 or less there is none.
         scheduler: Name of a diffusers scheduler class in place of the saved one, or None.
         scheduler_options: Values that replace the scheduler's saved ones.
         steps: Step counts that the model may run, or None for any.
         memory_gib: Resident memory in GiB.
         step_time_s: Published seconds a step, for planning before the first generation.
         overhead_s: Published seconds an image besides.
-        timing_source: Where the published times come from.
+        timing_source: Where the published times come from, with the name of the GPU.
+        channels_last: Keep convolution weights channels-last.
+        compile: Compile the denoiser with ``torch.compile``; pays on long campaigns only.
         device: Device, or None for CUDA where there is one.
     """
 
@@ -85,6 +101,8 @@ class DiffusionModel:
         step_time_s: float | None = None,
         overhead_s: float | None = None,
         timing_source: str | None = None,
+        channels_last: bool = False,
+        compile: bool = False,
         device: str | None = None,
     ) -> None:
         if dtype not in _DTYPES:
@@ -94,10 +112,28 @@ class DiffusionModel:
         self.scheduler, self.scheduler_options = scheduler, dict(scheduler_options or {})
         self.memory_gib, self.step_time_s, self.overhead_s = memory_gib, step_time_s, overhead_s
         self.timing_source = timing_source
+        self.channels_last, self.compile = channels_last, compile
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = _DTYPES[dtype] if self.device.type == "cuda" else torch.float32
+        self._asked_dtype = _DTYPES[dtype]
         self._pipeline: Any = None
         self._scheduler_config: Any = None
+        self._prompts: OrderedDict[str, dict[str, torch.Tensor]] = OrderedDict()
+        self._empty_prompt: dict[str, torch.Tensor] = {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the pipeline runs in on its device."""
+        return self._asked_dtype if self.device.type == "cuda" else torch.float32
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy for another process leaves the loaded pipeline behind."""
+        return self.__dict__ | {"_pipeline": None, "_prompts": OrderedDict(), "_empty_prompt": {}}
+
+    def place(self, device: torch.device) -> None:
+        """Run on another device from now on."""
+        if device != self.device:
+            self.unload()
+            self.device = device
 
     @property
     def pipeline(self) -> Any:
@@ -125,19 +161,38 @@ class DiffusionModel:
             if getattr(pipeline, "safety_checker", None) is not None:
                 pipeline.safety_checker = None
             pipeline.set_progress_bar_config(disable=True)
-            self._pipeline = pipeline.to(self.device)
+            pipeline = pipeline.to(self.device)
+            denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+            if self.channels_last:
+                denoiser.to(memory_format=torch.channels_last)
+                pipeline.vae.to(memory_format=torch.channels_last)
+            if self.compile:
+                denoiser.compile()
             self._scheduler_config = dict(pipeline.scheduler.config)
+            self._pipeline = pipeline
         return self._pipeline
 
     def unload(self) -> None:
         """Free the pipeline's memory."""
         self._pipeline = None
+        self._prompts.clear()
+        self._empty_prompt.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def allows(self, steps: int) -> bool:
         """Whether the model may run this step count."""
         return self.steps is None or steps in self.steps
+
+    def truncates(self, text: str) -> bool:
+        """Whether a prompt is longer than the token limit of every text encoder of the pipeline."""
+        tokenizers = [getattr(self.pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
+        limit = inspect.signature(self.pipeline.__call__).parameters.get("max_sequence_length")
+        cut = []
+        for tokenizer in filter(None, tokenizers):
+            longest = min(tokenizer.model_max_length, limit.default if limit is not None else 10**9)
+            cut.append(len(tokenizer(text, truncation=False).input_ids) > longest)
+        return bool(cut) and all(cut)
 
     def _fresh_scheduler(self) -> Any:
         """A scheduler without the state of an earlier run."""
@@ -148,6 +203,31 @@ class DiffusionModel:
         if kind is None:
             raise ModelError(f"scheduler: diffusers has no class {self.scheduler!r}")
         return kind.from_config({**self._scheduler_config, **self.scheduler_options})
+
+    def _encoded(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Text embeddings as arguments of the pipeline's call; each prompt is encoded once, and by itself.
+
+        By itself, because an embedding that depends on its batch would change with where a campaign was stopped.
+        """
+        names = _EMBEDDINGS[type(self.pipeline).__name__]
+        guided = self.guidance_scale > 1
+        for text in dict.fromkeys(texts):
+            if text in self._prompts:
+                self._prompts.move_to_end(text)
+                continue
+            parts = self.pipeline.encode_prompt(
+                prompt=[text], device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=guided
+            )
+            found = {name: part for name, part in zip(names, parts, strict=True) if part is not None}
+            self._empty_prompt = {name: part for name, part in found.items() if name.startswith("negative")}
+            self._prompts[text] = {name: part for name, part in found.items() if not name.startswith("negative")}
+        batch = {name: torch.cat([self._prompts[text][name] for text in texts]) for name in self._prompts[texts[0]]} | {
+            name: part.expand(len(texts), *part.shape[1:]) for name, part in self._empty_prompt.items()
+        }
+        size = sum(part.nbytes for part in self._prompts[texts[-1]].values())
+        while len(self._prompts) * size > _EMBEDDING_CACHE_BYTES:
+            self._prompts.popitem(last=False)
+        return batch
 
     @torch.inference_mode()
     def generate(self, texts: Sequence[str], steps: int, seeds: Sequence[int]) -> np.ndarray:
@@ -168,25 +248,29 @@ class DiffusionModel:
             raise ModelError(f"{self.path}: {steps} is not one of its step counts {list(self.steps or ())}")
         pipeline = self.pipeline
         pipeline.scheduler = self._fresh_scheduler()
-        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         options: dict[str, Any] = {
-            "prompt": list(texts),
             "num_inference_steps": steps,
             "guidance_scale": self.guidance_scale,
-            "generator": generators,
+            "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             "height": self.resolution,
             "width": self.resolution,
-            "output_type": "np",
+            "use_resolution_binning": False,
+            "output_type": "pt",
         }
         accepted = inspect.signature(pipeline.__call__).parameters
+        if type(pipeline).__name__ in _EMBEDDINGS:
+            options |= {"prompt": None, "negative_prompt": None} | self._encoded(texts)
+        else:
+            options["prompt"] = list(texts)
         images = pipeline(**{k: v for k, v in options.items() if k in accepted}).images
-        return (np.clip(images, 0, 1) * 255).round().astype(np.uint8)
+        return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
     def seconds_per_image(self, steps: int, batch_size: int, repeats: int = 5) -> float:
-        """Median measured seconds per image over synchronised repeats, after one warm-up."""
+        """Median measured seconds per image, text encoding counted, over synchronised repeats after a warm-up."""
         texts = ["a red circle"] * batch_size
         times = []
         for i in range(repeats + 1):
+            self._prompts.clear()
             self._synchronise()
             start = time.perf_counter()
             self.generate(texts, steps, list(range(batch_size)))

@@ -30,6 +30,7 @@ _TYPES: dict[str, str] = {
     "latency_s": "float32",
     "batch_size": "int32",
 }
+_OPTIONAL: dict[str, str] = {"truncated": "bool"}
 FILE, MANIFEST = "scores.parquet", "manifest.json"
 MIN_PROMPTS = 20
 
@@ -40,7 +41,7 @@ class ScoreTable:
 
     Args:
         frame: Columns ``prompt_id category model steps seed latency_s batch_size`` and one float column
-            for every score.
+            for every score. A column ``truncated`` marks rows whose prompt is longer than a token limit.
         manifest: Where the rows come from: device, library versions, models, date and so on.
         score: Name of the score column to plan with.
         models: If given, the model names that are allowed.
@@ -79,7 +80,7 @@ class ScoreTable:
     @property
     def scores(self) -> tuple[str, ...]:
         """Names of the score columns."""
-        return tuple(str(c) for c in self.frame.columns if c not in _TYPES)
+        return tuple(str(c) for c in self.frame.columns if c not in _TYPES and c not in _OPTIONAL)
 
     @property
     def device(self) -> str:
@@ -235,7 +236,7 @@ def _validated(frame: pd.DataFrame, score: str, models: tuple[str, ...] | None) 
         empty = frame[column].isna().to_numpy()
         if empty.any():
             raise ScoreTableError(f"row {int(empty.argmax())}: {column} is missing or NaN; expected a value")
-        kind = _TYPES.get(str(column), "float32")
+        kind = (_TYPES | _OPTIONAL).get(str(column), "float32")
         try:
             if kind == "str":
                 frame[column] = frame[column].astype(str).astype(object)

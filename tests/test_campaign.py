@@ -1,18 +1,28 @@
 """A campaign keeps what is done, goes on after any stop, and says in one line why it cannot."""
 
+import errno
+import multiprocessing
 import os
+import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import save_tiny
 
+import edgesched.campaign
 from edgesched.campaign import run_campaign
 from edgesched.errors import CampaignError
-from edgesched.generate import DiffusionModel
+from edgesched.generate import DiffusionModel, image_seed
 from edgesched.micro.world import prompt_set
+from edgesched.score import CLIPScore, Colourfulness, SampleScore
+from edgesched.table import KEY, ScoreTable
 
 PROMPTS = prompt_set(2, seed=5)
+JUDGE = "package:micro/weights/judge"
 
 
 class Painter(DiffusionModel):
@@ -31,11 +41,15 @@ class Painter(DiffusionModel):
         self.made += len(texts)
         return np.stack([np.full((8, 8, 3), s % 256, np.uint8) for s in seeds])
 
+    def truncates(self, text):
+        """Long prompts are cut."""
+        return len(text) > 60
 
-class Meter:
+
+class Meter(SampleScore):
     """Scores an image by its mean level."""
 
-    path, revision, truncated = "meter", None, frozenset()
+    path = "meter"
 
     def score(self, images, texts):
         """Mean level."""
@@ -54,6 +68,8 @@ def test_a_campaign_has_every_key_once_and_a_manifest(tmp_path):
         assert table.manifest[key], key
     assert {(r["steps"], r["batch_size"]) for r in table.manifest["timing"]} == {(1, 1), (1, 3), (4, 1), (4, 3)}
     assert (tmp_path / "scores.parquet").exists()
+    assert table.scores == ("clip_score",)
+    assert ScoreTable.load(tmp_path, min_prompts=1).digest() == table.digest()
 
 
 def test_what_is_done_is_never_done_again(tmp_path):
@@ -130,3 +146,164 @@ def test_a_file_in_place_of_the_folder_is_said(tmp_path):
 def test_bad_sizes_are_refused(tmp_path, options):
     with pytest.raises(CampaignError, match="expected positive"):
         campaign(tmp_path, Painter(), **options)
+
+
+def test_a_full_disk_is_said_and_what_is_done_is_kept(tmp_path, monkeypatch):
+    real, left = os.fsync, [4]
+
+    def full(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(edgesched.campaign.os, "fsync", full)
+    with pytest.raises(CampaignError, match=r"cannot be written \(No space left on device\); what is done is kept"):
+        campaign(tmp_path, Painter())
+    assert len(list((tmp_path / "shards").glob("*.parquet"))) == 3
+    assert not list(tmp_path.rglob("*.part"))
+    monkeypatch.setattr(edgesched.campaign.os, "fsync", real)
+    assert len(campaign(tmp_path, Painter())) == 32
+
+
+def test_long_prompts_are_flagged_in_the_table(tmp_path):
+    table = campaign(tmp_path, Painter())
+    long = {pid: len(text) > 60 for pid, text in zip(PROMPTS.ids, PROMPTS.texts, strict=True)}
+    assert 0 < sum(long.values()) < len(long)
+    assert (table.frame["truncated"] == table.frame["prompt_id"].map(long)).all()
+    assert table.manifest["truncated_prompts"] == sum(long.values())
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtSigmaPipeline"])
+def test_pipelines_of_the_hub_run_from_a_folder_with_several_scores(tmp_path, kind):
+    folder = save_tiny(kind, tmp_path / kind)
+    model = DiffusionModel(str(folder), resolution=32, guidance_scale=3.0, steps=[1, 2], channels_last=True)
+    scorers = {"clip_score": CLIPScore(JUDGE), "colourfulness": Colourfulness()}
+    table = run_campaign(PROMPTS, {"tiny": model}, scorers, steps=[1, 2, 3], seeds=2, out=tmp_path / "out",
+                         batch_size=5, timing_repeats=1, progress=False)  # fmt: skip
+    assert type(model.pipeline).__name__ == kind
+    assert table.steps == (1, 2)
+    assert table.scores == ("clip_score", "colourfulness")
+    assert len(table) == 8 * 2 * 2
+    assert table.frame[["clip_score", "colourfulness"]].std().min() > 0
+    assert not table.frame["truncated"].any()
+    # Prompts encoded once give the images of the pipeline's own call.
+    seeds = [image_seed(text, 0) for text in PROMPTS.texts[:2]]
+    mine = model.generate(PROMPTS.texts[:2], 2, seeds).astype(int)
+    model.pipeline.scheduler = model._fresh_scheduler()
+    extra = {"use_resolution_binning": False, "clean_caption": False} if "PixArt" in kind else {}
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    theirs = model.pipeline(list(PROMPTS.texts[:2]), num_inference_steps=2, guidance_scale=3.0, height=32, width=32,
+                            generator=generators, output_type="np", **extra).images  # fmt: skip
+    assert np.abs(mine - (theirs * 255).round()).max() <= 1
+
+
+# --- stops from outside, and several processes, with the real micro pipeline ------------------------------
+
+
+def real_campaign(out, **options):
+    """A small campaign with a shipped pipeline and the judge."""
+    model = DiffusionModel("package:micro/weights/micro_small", resolution=64, guidance_scale=2.0)
+    settings = {"steps": [1, 2, 3], "seeds": 2, "batch_size": 4, "timing_repeats": 1, "progress": False} | options
+    return run_campaign(prompt_set(5, seed=3), {"small": model}, {"clip_score": CLIPScore(JUDGE)}, out=out, **settings)
+
+
+def _child(out):
+    torch.set_num_threads(1)
+    try:
+        real_campaign(out)
+    except KeyboardInterrupt:
+        os._exit(130)
+
+
+@pytest.fixture(scope="module")
+def forks():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["edgesched.campaign", "edgesched.score", "diffusers", "transformers"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, forks):
+    out = tmp_path_factory.mktemp("undisturbed")
+    child = forks.Process(target=_child, args=(out,))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0
+    return ScoreTable.load(out, min_prompts=1)
+
+
+def assert_same(table, other, atol=1e-3):
+    pd.testing.assert_frame_equal(table.frame[list(KEY)], other.frame[list(KEY)])
+    assert np.abs(table.frame["clip_score"] - other.frame["clip_score"]).max() <= atol
+
+
+def shards(out: Path) -> int:
+    return len(list((out / "shards").glob("*.parquet")))
+
+
+def started(forks, out, new_shards, patience=60.0):
+    """A campaign in another process that has written so many more shards."""
+    before, child = shards(out), forks.Process(target=_child, args=(out,))
+    child.start()
+    limit = time.monotonic() + patience
+    while child.is_alive() and shards(out) < before + new_shards and time.monotonic() < limit:
+        time.sleep(0.002)
+    return child
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(300)
+def test_killed_twenty_times_it_ends_with_the_table_of_an_undisturbed_run(tmp_path, forks, undisturbed):
+    rng = np.random.default_rng(0)
+    kills = 0
+    while kills < 20:
+        child = started(forks, tmp_path, int(rng.integers(0, 3)))
+        time.sleep(float(rng.uniform(0, 0.1)))
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL, "the campaign ended before it was killed"
+        kills += 1
+    assert 0 < shards(tmp_path) < 30
+    _finish(tmp_path, forks)
+    assert_same(ScoreTable.load(tmp_path, min_prompts=1), undisturbed)
+
+
+def _finish(out, forks):
+    last = forks.Process(target=_child, args=(out,))
+    last.start()
+    last.join(120)
+    assert last.exitcode == 0
+
+
+@pytest.mark.weights
+def test_ctrl_c_ends_cleanly_and_the_same_call_goes_on(tmp_path, forks, undisturbed):
+    child = started(forks, tmp_path, 2)
+    os.kill(child.pid, signal.SIGINT)
+    child.join(60)
+    assert child.exitcode == 130
+    assert shards(tmp_path) >= 2
+    assert not list(tmp_path.rglob("*.part"))
+    _finish(tmp_path, forks)
+    assert_same(ScoreTable.load(tmp_path, min_prompts=1), undisturbed)
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(300)
+def test_two_processes_make_what_one_makes(tmp_path, undisturbed):
+    table = real_campaign(tmp_path, accelerator="cpu", devices=2)
+    assert shards(tmp_path) == 30
+    assert_same(table, undisturbed)
+
+
+class Refusing(Painter):
+    """Fails in whatever process it runs."""
+
+    def generate(self, texts, steps, seeds):
+        """Never makes an image."""
+        raise CampaignError("painter: out of paint")
+
+
+def test_an_error_in_one_of_several_processes_is_told_in_one_line(tmp_path):
+    with pytest.raises(CampaignError, match="^painter: out of paint$"):
+        campaign(tmp_path, Refusing(), accelerator="cpu", devices=2)

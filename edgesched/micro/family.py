@@ -92,8 +92,8 @@ def _pool(recipe: Recipe, out: Path) -> ScenePool:
     if kept.exists():
         data = np.load(kept)
         captions = tuple(str(c) for c in data["captions"])
-        names = ("tokens", "wrong_tokens", "labels", "owners")
-        return ScenePool(data["images"], *(torch.as_tensor(data[name]) for name in names), captions)
+        tensors = {k: torch.as_tensor(data[k]) for k in ("tokens", "wrong_tokens", "labels", "owners")}
+        return ScenePool(images=data["images"], captions=captions, **tensors)
     log.info("drawing %d scenes", recipe.scenes)
     pool = draw_pool(recipe.scenes, recipe.seed, recipe.wrong_captions)
     part = kept.with_suffix(".part.npz")

@@ -366,9 +366,10 @@ def fit_module(
     )
     if start < module.max_steps:
         loader = DataLoader(Batches(size, batch_size, seed, start), batch_size=None)
-        trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=False)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+        try:
+            trainer.fit(module, loader, ckpt_path=str(last) if last.exists() else None, weights_only=False)
+        except SystemExit as exc:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from exc
         trainer.save_checkpoint(last)
     else:
         module.load_state_dict(torch.load(last, map_location="cpu", weights_only=False)["state_dict"])
