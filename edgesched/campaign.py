@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,15 +128,18 @@ def run_campaign(
     _check_settings(out, models, scorers)
     done = _done(out)
     jobs = list(_jobs(prompts, models, counts, seeds, batch_size, done))
-    log.info("%d images to generate, %d done before", sum(len(job.rows) for job in jobs), len(done))
+    images = sum(len(job.rows) for job in jobs)
+    log.info("%d images to generate, %d done before", images, len(done))
+    started = time.perf_counter()
     if jobs:
         if devices == "auto":
             devices = torch.cuda.device_count() or 1
         generation = Generation(prompts, models, scorers, jobs, out)
         _predict(generation, accelerator, int(devices), num_nodes, strategy, progress)
+    speed = images / (time.perf_counter() - started) if jobs else None
     if rank_zero_only.rank == 0:
         timing = _timing(out, models, counts, sorted({1, batch_size}), timing_repeats, progress)
-        return _assemble(out, prompts, models, scorers, counts, seeds, batch_size, timing)
+        return _assemble(out, prompts, models, scorers, counts, seeds, batch_size, timing, speed)
     sys.exit(0)
 
 
@@ -483,6 +487,7 @@ def _assemble(
     seeds: int,
     batch_size: int,
     timing: list[dict[str, Any]],
+    images_per_second: float | None,
 ) -> ScoreTable:
     """Shards and times as one table with its manifest."""
     frame = _shards(out)
@@ -508,6 +513,7 @@ def _assemble(
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "prompts_sha256": digest,
         "prompts": len(prompts),
+        "images_per_second": images_per_second,  # generating and scoring, in the call that made the last images
         **_settings(models, scorers),
         "truncated_prompts": int(frame.loc[frame["truncated"], "prompt_id"].nunique()),
         "timing": [r for r in timing if r["model"] in models and r["steps"] in counts],

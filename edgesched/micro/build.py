@@ -90,6 +90,37 @@ def build_judge(width: int = 160, layers: int = 4, text_width: int = 128, text_l
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
 
 
+def prepare_judge(judge: CLIPModel, pixels: torch.Tensor, noise: float = 0.01) -> None:
+    """Give an untrained judge a start from which little data suffices.
+
+    Patches are whitened (the principal components of patches of ``pixels``, turned at random, each at unit
+    variance): otherwise colour, which has nearly all of the variance, hides shape and texture. Positions start
+    as the sines and cosines of row and column (He et al. 2022).
+
+    Args:
+        judge: The judge, changed in place.
+        pixels: Images in [−1, 1], shape (N, 3, 64, 64).
+        noise: Variance added to every component, so that the weakest are not blown up.
+    """
+    embeddings = judge.vision_model.embeddings
+    width, side = judge.config.vision_config.hidden_size, IMAGE_SIZE // PATCH_SIZE
+    patches = torch.nn.functional.unfold(pixels, PATCH_SIZE, stride=PATCH_SIZE).transpose(1, 2).flatten(0, 1)
+    mean = patches.mean(0)
+    variance, direction = torch.linalg.eigh(torch.cov((patches - mean).T))
+    whitening = direction[:, -width:] / (variance[-width:] + noise).sqrt()
+    turn, _ = torch.linalg.qr(torch.randn(width, width))
+    whitening = turn @ whitening.T
+    where = torch.arange(side) * torch.pi / 4
+    angles = where[:, None] * 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    positions = torch.cat([waves.repeat_interleave(side, 0), waves.repeat(side, 1)], 1)
+    with torch.no_grad():
+        embeddings.patch_embedding.weight.copy_(whitening.reshape(width, 3, PATCH_SIZE, PATCH_SIZE))
+        embeddings.position_embedding.weight[1:] = positions - whitening @ mean
+        for table in (judge.text_model.embeddings.token_embedding, judge.text_model.embeddings.position_embedding):
+            table.weight.normal_(0, 0.1)
+
+
 def build_autoencoder(channels: int = 32, latent_channels: int = 16) -> AutoencoderTiny:
     """An autoencoder from 64×64×3 to 8×8×``latent_channels``, randomly initialised.
 

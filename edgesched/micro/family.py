@@ -25,6 +25,7 @@ from edgesched.micro.build import (
     build_autoencoder,
     build_denoiser,
     build_judge,
+    prepare_judge,
     save_judge,
     save_pipeline,
     text_encoder,
@@ -133,7 +134,9 @@ def _autoencoder_module(recipe: Recipe, pool: ScenePool) -> AutoencoderModule:
 
 def _judge_module(recipe: Recipe, pool: ScenePool) -> JudgeModule:
     torch.manual_seed(recipe.seed + 1)
-    return JudgeModule(build_judge(), pool, recipe.judge.learning_rate, recipe.judge.max_steps)
+    judge = build_judge()
+    prepare_judge(judge, to_pixels(pool.images[:2000]))
+    return JudgeModule(judge, pool, recipe.judge.learning_rate, recipe.judge.max_steps)
 
 
 def _restored(module: Any, out: Path, name: str) -> Any:

@@ -109,22 +109,95 @@ class Batches(IterableDataset):
             step += 1
 
 
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for the matrices inside a network and AdamW for the rest, stepped as one.
+
+    A convolution's weight counts as a matrix of one row an output channel.
+
+    Args:
+        matrices: Parameters of two or more dimensions for Muon.
+        others: Parameters for AdamW.
+        lr: Learning rate of AdamW.
+        matrix_lr: Learning rate of Muon, on the scale of AdamW's.
+        weight_decay: Weight decay of AdamW.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
+        lr: float,
+        matrix_lr: float,
+        weight_decay: float = 1e-3,
+    ) -> None:
+        groups = [{"params": list(others), "lr": lr}]
+        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(list(others), lr=lr, weight_decay=weight_decay)]
+        self.matrices = list(matrices)
+        # The same memory as the parameters, so that Muon's step in place is theirs.
+        self.views = [self._as_matrix(p.detach(), p).requires_grad_() for p in matrices]
+        assert all(view.data_ptr() == p.data_ptr() for view, p in zip(self.views, self.matrices, strict=True))
+        if matrices:
+            groups.append({"params": self.matrices, "lr": matrix_lr})
+            muon = torch.optim.Muon(self.views, lr=matrix_lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+            self.parts.append(muon)
+        super().__init__(groups, {})
+
+    @staticmethod
+    def _as_matrix(value: Tensor, weight: Tensor) -> Tensor:
+        """``value`` (the weight or its gradient) with one row an output channel, columns in the weight's order."""
+        if weight.ndim == 4 and not weight.is_contiguous():  # channels-last
+            value = value.permute(0, 2, 3, 1)
+        return value.reshape(len(value), -1)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of both."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for view, matrix in zip(self.views, self.matrices, strict=True):
+            view.grad = None if matrix.grad is None else self._as_matrix(matrix.grad, matrix)
+        for group, part in zip(self.param_groups, self.parts, strict=True):
+            part.param_groups[0]["lr"] = group["lr"]
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the groups and of both optimisers."""
+        return {"groups": super().state_dict(), "parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a saved state."""
+        super().load_state_dict(state_dict["groups"])
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+
+
 class MicroModule(L.LightningModule):
-    """Shared optimiser: AdamW under a one-cycle schedule."""
+    """Shared optimiser: Muon for inner matrices, AdamW for the rest, warm-up and cosine decay.
+
+    Args:
+        learning_rate: Peak learning rate of AdamW.
+        max_steps: Optimiser steps.
+    """
+
+    muon_factor = 4.0  # Muon's learning rate over AdamW's
+    outer: tuple[str, ...] = ()  # parts of names of parameters that Muon leaves to AdamW
 
     def __init__(self, learning_rate: float, max_steps: int) -> None:
         super().__init__()
         self.learning_rate, self.max_steps = learning_rate, max_steps
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the optimiser changes."""
-        return [p for p in self.parameters() if p.requires_grad]
-
     def configure_optimizers(self) -> Any:
-        """AdamW with a linear warm-up over 5 % of the steps and cosine decay."""
-        optimizer = torch.optim.AdamW(self.trained_parameters(), lr=self.learning_rate, weight_decay=1e-3)
+        """A linear warm-up over 5 % of the steps and cosine decay."""
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        inner = [p for name, p in named if p.ndim >= 2 and not any(word in name for word in self.outer)]
+        taken = {id(p) for p in inner}
+        peaks = [self.learning_rate, self.muon_factor * self.learning_rate][: 1 + bool(inner)]
+        optimizer = MuonAdamW(inner, [p for _, p in named if id(p) not in taken], peaks[0], peaks[-1])
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.learning_rate, total_steps=self.max_steps + 1, pct_start=0.05, final_div_factor=100
+            optimizer, peaks, self.max_steps + 1, pct_start=0.05, final_div_factor=100, cycle_momentum=False
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -135,6 +208,9 @@ class AutoencoderModule(MicroModule):
     Noise of fixed scale on the latents and a weak penalty on their size make a smooth latent space, as a
     variational autoencoder of fixed variance does (Kingma & Welling 2014).
     """
+
+    muon_factor = 2.0
+    outer = ("encoder.layers.0.", "decoder.layers.0.")
 
     def __init__(
         self,
@@ -179,6 +255,8 @@ class JudgeModule(MicroModule):
         patch_weight: Weight of the cross-entropy of the patches.
     """
 
+    outer = ("embed", "heads", "logit_scale", "projection")
+
     def __init__(
         self,
         judge: CLIPModel,
@@ -186,8 +264,8 @@ class JudgeModule(MicroModule):
         learning_rate: float,
         max_steps: int,
         wrong: int = 2,
-        attribute_weight: float = 1.0,
-        patch_weight: float = 1.0,
+        attribute_weight: float = 4.0,
+        patch_weight: float = 4.0,
     ) -> None:
         super().__init__(learning_rate, max_steps)
         self.judge = judge
@@ -266,6 +344,8 @@ class DenoiserModule(MicroModule):
         caption_dropout: Share of captions replaced by the empty one, for classifier-free guidance.
         ema_decay: Decay of the averaged weights.
     """
+
+    outer = ("conv_in", "conv_out", "time_emb")
 
     def __init__(
         self,
