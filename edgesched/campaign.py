@@ -132,6 +132,10 @@ def run_campaign(
     log.info("%d images to generate, %d done before", images, len(done))
     started = time.perf_counter()
     if jobs:
+        for model in models.values():
+            model.check()
+        for scorer in scorers.values():
+            scorer.check()
         if devices == "auto":
             devices = torch.cuda.device_count() or 1
         generation = Generation(prompts, models, scorers, jobs, out)
@@ -172,9 +176,9 @@ class Generation(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Bring models and scores to the device of this process."""
-        for part in (*self.models.values(), *self.scorers[0].values()):
-            if isinstance(part, DiffusionModel | SampleScore):
-                part.place(self.device)
+        parts: tuple[DiffusionModel | SampleScore, ...] = (*self.models.values(), *self.scorers[0].values())
+        for part in parts:
+            part.place(self.device)
         self._worker = ThreadPoolExecutor(1, "scoring")
 
     def predict_dataloader(self) -> DataLoader:

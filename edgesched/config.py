@@ -121,7 +121,7 @@ def build(node: Any, path: str, **arguments: Any) -> Any:
         raise
     except Exception as exc:
         cause: BaseException = exc
-        while cause.__cause__ is not None:
+        while cause.__cause__ is not None and not isinstance(cause, EdgeschedError):
             cause = cause.__cause__
         if isinstance(cause, EdgeschedError):
             raise cause from exc

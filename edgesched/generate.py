@@ -50,12 +50,37 @@ def resolve(path: str) -> str:
 
 def unreachable(kind: str, path: str, reason: BaseException) -> ModelError:
     """One line that says that a model cannot be loaded, and how to give a local folder."""
+    from huggingface_hub.errors import HfHubHTTPError
+
     where = str(reason).strip().splitlines()[0][:200] if str(reason).strip() else type(reason).__name__
-    if not Path(path).is_dir() and isinstance(reason, OSError):
+    answered = isinstance(reason, HfHubHTTPError) and reason.response is not None  # it says what is wrong
+    if not Path(path).is_dir() and not answered and not isinstance(reason, ImportError | ValueError):
         where = "no such local folder, and the hub cannot be reached"
     return ModelError(
-        f"{kind} {path!r} cannot be loaded: {where}; download it where there is a network and give its folder"
+        f"{kind} {path!r} cannot be loaded: {where}; download it where there is a network and give its folder "
+        f"({kind.split()[0]}.<name>.path=<folder>)"
     )
+
+
+def fetchable(kind: str, path: str, revision: str | None, file: str) -> str:
+    """A local folder, or a hub id that is cached or can be asked for: told at once, without the hub's retries.
+
+    Raises:
+        ModelError: If it is neither.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    folder = resolve(path)
+    if Path(folder).is_dir():
+        return folder
+    if Path(folder).is_absolute():
+        raise ModelError(f"{kind} {path!r} cannot be loaded: no such folder")
+    try:
+        if not isinstance(try_to_load_from_cache(folder, file, revision=revision), str):
+            HfApi().model_info(folder, revision=revision, timeout=10)
+    except Exception as exc:
+        raise unreachable(kind, path, exc) from exc
+    return folder
 
 
 def image_seed(prompt_id: str, seed: int) -> int:
@@ -150,7 +175,7 @@ class DiffusionModel:
             diffusers_logging.set_verbosity_error()
             for library in (diffusers_logging, transformers_logging):
                 library.disable_progress_bar()
-            folder = resolve(self.path)
+            folder = fetchable("model", self.path, self.revision, "model_index.json")
             options: dict[str, Any] = {"dtype": self.dtype, "use_safetensors": True}
             if not Path(folder).is_dir():
                 options |= {"revision": self.revision, "variant": self.variant}
@@ -171,6 +196,14 @@ class DiffusionModel:
             self._scheduler_config = dict(pipeline.scheduler.config)
             self._pipeline = pipeline
         return self._pipeline
+
+    def check(self) -> None:
+        """Fail before a campaign begins, not in the middle of it.
+
+        Raises:
+            ModelError: In one line, if the pipeline is neither here nor to be had.
+        """
+        fetchable("model", self.path, self.revision, "model_index.json")
 
     def unload(self) -> None:
         """Free the pipeline's memory."""

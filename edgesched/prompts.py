@@ -58,9 +58,13 @@ def parti(
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     try:
+        cached = try_to_load_from_cache(repository, "PartiPrompts.tsv", revision=revision, repo_type="dataset")
+        if isinstance(cached, str):
+            return Path(cached)
+        HfApi().dataset_info(repository, revision=revision, timeout=10)  # at once, without the download's retries
         return Path(hf_hub_download(repository, "PartiPrompts.tsv", repo_type="dataset", revision=revision))
     except Exception as exc:
         raise PromptError(

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchmetrics import Metric
 
 from edgesched.errors import ModelError
-from edgesched.generate import resolve, unreachable
+from edgesched.generate import fetchable, unreachable
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,9 @@ class SampleScore(Metric):
 
     def place(self, device: torch.device) -> None:
         """Run on another device from now on."""
+
+    def check(self) -> None:
+        """Fail before a campaign begins, not in the middle of it."""
 
     def update(self, images: Any, texts: Sequence[str]) -> None:
         """Keep the scores of a batch."""
@@ -78,6 +81,14 @@ class CLIPScore(SampleScore):
         """A copy for another process leaves the loaded model behind."""
         return super().__getstate__() | {"_loaded": None, "_texts": {}}
 
+    def check(self) -> None:
+        """Fail before a campaign begins, not in the middle of it.
+
+        Raises:
+            ModelError: In one line, if the checkpoint is neither here nor to be had.
+        """
+        fetchable("score model", self.path, self.revision, "config.json")
+
     def place(self, device: torch.device) -> None:
         """Run on another device from now on."""
         if device != self.where:
@@ -89,7 +100,7 @@ class CLIPScore(SampleScore):
             from transformers.utils import logging as transformers_logging
 
             transformers_logging.disable_progress_bar()
-            folder = resolve(self.path)
+            folder = fetchable("score model", self.path, self.revision, "config.json")
             options = {} if Path(folder).is_dir() else {"revision": self.revision}
             try:
                 model = CLIPModel.from_pretrained(folder, dtype=torch.float32, **options)

@@ -7,7 +7,7 @@ import torch
 from edgesched.errors import ModelError
 from edgesched.generate import DiffusionModel, image_seed, resolve
 from edgesched.micro.world import caption, render, sample_scene
-from edgesched.score import CLIPScore
+from edgesched.score import CLIPScore, Colourfulness
 
 pytestmark = pytest.mark.weights
 MODELS = ("micro_small", "micro_base", "micro_large")
@@ -64,6 +64,11 @@ def test_errors_are_one_line():
     with pytest.raises(ModelError, match="cannot be loaded: no such local folder.*give its folder") as caught:
         away.generate(["x"], 1, [0])
     assert "\n" not in str(caught.value)
+    for call in (away.check, CLIPScore("nobody/no-such-clip").check):
+        with pytest.raises(ModelError, match=r"the hub cannot be reached.*\.<name>\.path=<folder>"):
+            call()
+    with pytest.raises(ModelError, match="no such folder"):
+        DiffusionModel("/no/such/folder").check()
     with pytest.raises(ModelError, match="ships no such folder"):
         resolve("package:micro/weights/none")
     turbo = DiffusionModel("package:micro/weights/micro_small", steps=[1, 2, 4])
@@ -96,8 +101,17 @@ def test_prompts_over_the_token_limit_are_flagged(judge, caplog):
     image = render(sample_scene("Basic", rng), rng)[None]
     long = "a red circle " * 10
     judge.score(image, [long])
-    assert long in judge.truncated
-    assert "is cut to 16" in caplog.text
+    assert judge.truncates(long)
+    assert not judge.truncates("a red circle")
+    assert caplog.text.count("is cut to 16") == 1
+
+
+def test_colourfulness_is_zero_for_grey_and_high_for_colour():
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    grey, colour = Colourfulness().score(np.stack([levels, noise]), ["a", "b"]).tolist()
+    assert grey == pytest.approx(0, abs=1e-4)
+    assert colour > 50
 
 
 def test_judge_prefers_the_true_caption_on_unseen_scenes():

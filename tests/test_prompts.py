@@ -35,3 +35,19 @@ def test_csv_and_its_errors(tmp_path):
 
 def test_micro_prompts_have_the_four_categories():
     assert tuple(dict.fromkeys(prompts.micro(3).categories)) == prompts.CATEGORIES
+
+
+def test_parti_comes_from_the_hub_where_no_path_is_given(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    def absent(*_, **__):
+        raise OSError("no network")
+
+    file = tmp_path / "PartiPrompts.tsv"
+    file.write_text("Prompt\tCategory\tChallenge\tNote\na cat\tAnimals\tBasic\t\na red cat\tAnimals\tSimple Detail\t\n")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(file))
+    assert prompts.parti().categories == ("Basic", "Detail")
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", absent)
+    with pytest.raises(PromptError, match=r"cannot be fetched from the hub \(no network\).*prompts.path=<file>"):
+        prompts.parti()
