@@ -98,16 +98,19 @@ def quality_over_steps(
     return figure
 
 
-def sample_images(images: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str], title: str = "") -> Figure:
+def sample_images(
+    images: Mapping[str, Sequence[np.ndarray]], captions: Sequence[str], title: str = "", cell: float = 1.75
+) -> Figure:
     """A row of images for every model, a column for every prompt.
 
     Args:
         images: Model → images of shape (H, W, 3), uint8, one for every caption.
         captions: What was asked for.
         title: Title of the sheet.
+        cell: Inches that an image gets.
     """
     rows, columns = len(images), len(captions)
-    figure = Figure(figsize=(1.75 * columns, 1.75 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(cell * columns, cell * rows + 0.6), layout="constrained")
     axes = np.array(figure.subplots(rows, columns, squeeze=False))
     for r, (model, row) in enumerate(images.items()):
         for c, image in enumerate(row):
@@ -117,8 +120,8 @@ def sample_images(images: Mapping[str, Sequence[np.ndarray]], captions: Sequence
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
             if r == 0:
-                ax.set_title(_wrap(captions[c], 24), fontsize=7)
-        axes[r, 0].set_ylabel(model, fontsize=8)
+                ax.set_title(_wrap(captions[c], int(14 * cell)), fontsize=4 * cell)
+        axes[r, 0].set_ylabel(model, fontsize=min(8, 7 * cell))
     if title:
         figure.suptitle(title, fontsize=10)
     return figure

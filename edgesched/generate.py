@@ -244,6 +244,8 @@ class DiffusionModel:
         """
         names = _EMBEDDINGS[type(self.pipeline).__name__]
         guided = self.guidance_scale > 1
+        if guided and not self._empty_prompt:
+            self._prompts.clear()
         for text in dict.fromkeys(texts):
             if text in self._prompts:
                 self._prompts.move_to_end(text)
@@ -252,7 +254,8 @@ class DiffusionModel:
                 prompt=[text], device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=guided
             )
             found = {name: part for name, part in zip(names, parts, strict=True) if part is not None}
-            self._empty_prompt = {name: part for name, part in found.items() if name.startswith("negative")}
+            if guided:
+                self._empty_prompt = {name: part for name, part in found.items() if name.startswith("negative")}
             self._prompts[text] = {name: part for name, part in found.items() if not name.startswith("negative")}
         batch = {name: torch.cat([self._prompts[text][name] for text in texts]) for name in self._prompts[texts[0]]} | {
             name: part.expand(len(texts), *part.shape[1:]) for name, part in self._empty_prompt.items()

@@ -88,6 +88,7 @@ def _smaller(cfg: DictConfig) -> DictConfig:
         stage.max_steps, stage.batch_size = min(stage.max_steps, 4), min(stage.batch_size, 8)
     cfg.train.examine_prompts = min(cfg.train.examine_prompts, 2)
     cfg.train.examine_steps = list(cfg.train.examine_steps)[:2]
+    cfg.train.guidance_scales = list(cfg.train.guidance_scales)[:2]
     return cfg
 
 
@@ -440,7 +441,7 @@ def train_micro(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None
 
     from edgesched.campaign import device_name, run_campaign, sample_grid
     from edgesched.generate import DiffusionModel
-    from edgesched.micro.family import examine_judge, reconstruction_scores, train_family
+    from edgesched.micro.family import compare_settings, examine_judge, reconstruction_scores, train_family
     from edgesched.micro.world import prompt_set
     from edgesched.score import CLIPScore
 
@@ -451,16 +452,20 @@ def train_micro(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None
     judge = CLIPModel.from_pretrained(weights / "judge", dtype=torch.float32).eval()
     small = bool(cfg.debug)
     judged = examine_judge(judge, 8 if small else 400)
-    models = {
-        name: DiffusionModel(str(weights / name), resolution=64, guidance_scale=_guidance(cfg, name))
-        for name in recipe.denoisers
-    }
+    models = {name: DiffusionModel(str(weights / name), resolution=64) for name in recipe.denoisers}
     vae = next(iter(models.values())).pipeline.vae.float()
     rebuilt = reconstruction_scores(judge, vae, 8 if small else 200)
-    examined = folder / "examination"
     prompts = prompt_set(cfg.train.examine_prompts, seed=cfg.seed + 99)
-    table = run_campaign(prompts, models, {"clip_score": CLIPScore(str(weights / "judge"))},
-                         steps=list(cfg.train.examine_steps), seeds=1, out=examined, timing_repeats=3)  # fmt: skip
+    scorer = CLIPScore(str(weights / "judge"))
+    counts = [int(k) for k in cfg.train.examine_steps]
+    schedulers = [None if name is None else str(name) for name in cfg.train.schedulers]
+    settings = compare_settings(models, prompts, scorer, list(cfg.train.guidance_scales), schedulers, counts[-3:])
+    chosen = {name: max((s for s in settings if s.model == name), key=lambda s: s.score) for name in models}
+    for name, model in models.items():
+        model.guidance_scale, model.scheduler = chosen[name].guidance_scale, chosen[name].scheduler
+    examined = folder / "examination"
+    table = run_campaign(prompts, models, {"clip_score": scorer}, steps=counts, seeds=1, out=examined,
+                         batch_size=64, timing_repeats=3)  # fmt: skip
     mean = table.frame.groupby(["model", "category", "steps"])[table.score].mean()
     family: dict[str, Any] = {"render": judged["render"], "reconstruction": rebuilt}
     timing = {(r["model"], r["batch_size"], r["steps"]): r["latency_s"] for r in table.manifest["timing"]}
@@ -473,34 +478,56 @@ def train_micro(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None
     metrics = {
         "judge": {"accuracy": judged["accuracy"], "accuracy_by_attribute": judged["accuracy_by_attribute"]},
         "family": family,
+        "chosen": {name: dataclasses.asdict(setting) for name, setting in chosen.items()},
         "seconds": seconds,
         "seconds_total": time.perf_counter() - started,
         "device": device_name(next(iter(models.values())).device),
     }
     _write_json(folder / "metrics.json", metrics)
     sheet = prompts.per_category(2)
-    steps = int(max(cfg.train.examine_steps))
-    images = {name: list(sample_grid(model, sheet, steps)) for name, model in models.items()}
-    picture = figures.save(figures.sample_images(images, sheet.texts, f"{steps} steps"), folder / "figures/samples.png")
+    shown = sorted({counts[round(i * (len(counts) - 1) / 4)] for i in range(5)})
+    images = {
+        f"{name.removeprefix('micro_')}, {k}": list(sample_grid(model, sheet, k))
+        for name, model in models.items()
+        for k in shown
+    }
+    picture = figures.save(
+        figures.sample_images(images, sheet.texts, "model, denoising steps", cell=1.1), folder / "figures/samples.png"
+    )
     categories = list(table.categories)
     judge_rows: list[list[report.Cell]] = [
         [c, judged["accuracy"][c], judged["render"][c], rebuilt[c]] for c in categories
     ]
     attribute_rows: list[list[report.Cell]] = [[a, v] for a, v in judged["accuracy_by_attribute"].items()]
     columns, rows = _family_table(table)
+    rows.append(["true renders", *(judged["render"][c] for c in categories)])
+    setting_rows: list[list[report.Cell]] = [
+        [s.model, s.scheduler or "as saved (DDIM)", s.guidance_scale, s.score, "chosen" if s in chosen.values() else ""]
+        for s in settings
+    ]
+    setting_columns = ("model", "scheduler", "guidance scale", "mean score", "")
     report.print_table("Judge on unseen scenes", ["category", "prefers the true caption", "renders", "reconstructions"],
                        judge_rows)  # fmt: skip
     report.print_table(
         "Judge by the attribute that is wrong", ["attribute", "prefers the true caption"], attribute_rows
     )
     report.print_table("Mean score at each model's best step count", columns, rows)
+    speed = {name: family[name].get("seconds_per_step", float("nan")) for name in models}
+    speed_rows: list[list[report.Cell]] = [
+        [name, f"{1000 * s:.2f}", s / next(iter(speed.values()))] for name, s in speed.items()
+    ]
     sections = [
         report.Section("The judge", ("How often it prefers the true caption of an unseen render to one with a single "
                        "attribute wrong, and what it gives true renders and the autoencoder's reconstructions.",),
                        ("category", "prefers the true caption", "renders", "reconstructions"), judge_rows),
         report.Section("By the attribute that is wrong", (), ("attribute", "prefers the true caption"), attribute_rows),
         report.Section("The family at each model's best step count", (), columns, rows,
-                       figures=[(picture, f"Images at {steps} steps.")]),
+                       figures=[(picture, "Two prompts of each category; model and denoising steps at the left.")]),
+        report.Section("Cost of a denoising step at batch 64", (),
+                       ("model", "milliseconds an image", "over the first"), speed_rows),
+        report.Section("Guidance and scheduler, by measurement",
+                       (f"Mean score over the {len(prompts)} prompts at {', '.join(map(str, counts[-3:]))} steps.",),
+                       setting_columns, setting_rows),
     ]  # fmt: skip
     facts = {"Device": str(metrics["device"]), "Seconds": f"{metrics['seconds_total']:.0f}", "Weights": str(weights)}
     report.write_html(folder / "report.html", "edgesched: the micro family", facts, sections)
@@ -510,10 +537,6 @@ def train_micro(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None
     shutil.rmtree(examined / "shards", ignore_errors=True)
     print(f"Weights: {weights}", flush=True)
     return None
-
-
-def _guidance(cfg: DictConfig, name: str) -> float:
-    return float(cfg.model[name].guidance_scale) if name in cfg.model else 3.0
 
 
 def _log_curves(out: Path, denoisers: Mapping[str, Any], tracker: Tracker) -> None:

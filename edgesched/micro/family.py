@@ -20,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import CLIPModel
 
 from edgesched.errors import CampaignError
+from edgesched.generate import DiffusionModel, image_seed
 from edgesched.micro import world
 from edgesched.micro.build import (
     build_autoencoder,
@@ -40,6 +41,8 @@ from edgesched.micro.train import (
     fit_module,
     to_pixels,
 )
+from edgesched.score import SampleScore
+from edgesched.types import PromptSet
 
 log = logging.getLogger(__name__)
 
@@ -300,6 +303,47 @@ def examine_judge(judge: CLIPModel, scenes_per_category: int = 400, seed: int = 
         "accuracy_by_attribute": {a: float(torch.cat(w).mean()) for a, w in by_attribute.items() if w},
         "render": render,
     }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Mean score of a model under one guidance scale and scheduler, over prompts and step counts."""
+
+    model: str
+    guidance_scale: float
+    scheduler: str | None
+    score: float
+
+
+def compare_settings(
+    models: Mapping[str, DiffusionModel],
+    prompts: PromptSet,
+    scorer: SampleScore,
+    guidance_scales: Sequence[float],
+    schedulers: Sequence[str | None],
+    steps: Sequence[int],
+) -> list[Setting]:
+    """Mean score of every model under every guidance scale and scheduler, the same noise for all.
+
+    Args:
+        models: Models by name; their own guidance and scheduler are left as they were.
+        prompts: What is generated.
+        scorer: The score.
+        guidance_scales: Classifier-free guidance scales.
+        schedulers: Names of diffusers schedulers, None for the saved one.
+        steps: Step counts that the mean is over.
+    """
+    found = []
+    seeds = [image_seed(pid, 0) for pid in prompts.ids]
+    for name, model in models.items():
+        before = model.guidance_scale, model.scheduler
+        for scheduler in schedulers:
+            for scale in guidance_scales:
+                model.guidance_scale, model.scheduler = float(scale), scheduler
+                scores = [scorer.score(model.generate(prompts.texts, k, seeds), prompts.texts) for k in steps]
+                found.append(Setting(name, float(scale), scheduler, float(torch.stack(scores).mean())))
+        model.guidance_scale, model.scheduler = before
+    return found
 
 
 def _text_features(judge: CLIPModel, captions: Sequence[str]) -> Tensor:
