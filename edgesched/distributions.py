@@ -288,7 +288,7 @@ class Quantiles:
     def crps(z: Tensor, knots: Tensor) -> Tensor:
         """In closed form: z (2F − 1) + mean − 2∫_0^F Q du − ∫ F (1 − F)."""
         count = knots.shape[-1]
-        low, width, level, first, last, start, end = Quantiles._place(z, knots)
+        low, _, level, first, last, start, end = Quantiles._place(z, knots)
         mean, u = Quantiles.mean(knots), Quantiles.cdf(z, knots)
         pieces = (knots[..., :-1] + knots[..., 1:]) / (2 * count)
         tail = (knots[..., 0] - (knots[..., 1] - knots[..., 0]) / 2) / (2 * count)
