@@ -211,7 +211,7 @@ def non_gaussian_words(tests: Sequence[Mapping[str, Any]], level: float = 0.05) 
         models = "every model" if len(bad) == len(mine) else _listed([t["model"] for t in bad])
         worst = max(t["p_holm"] for t in bad)
         rejected.append(f"{category} under {models} (p {'≤' if len(bad) > 1 else '='} {worst:.2g})")
-    words = f"Not Gaussian: {'; '.join(rejected)}." if rejected else "No category departs from a Gaussian."
+    words = f"Not Gaussian: {'; '.join(rejected)}." if rejected else "The tests tell no category from a Gaussian."
     if kept and rejected:
         words += f" The test does not tell {_listed(kept)} from a Gaussian."
     count = int(np.median([t["prompts"] for t in tests]))

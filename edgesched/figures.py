@@ -158,9 +158,9 @@ def pit_histograms(
             ax.axhline(1, color=FAINT, linewidth=1)
             ax.hist(values, bins=edges, density=True, color=colour, alpha=0.75, edgecolor="white", linewidth=0.5)
             ax.text(0.03, 0.96, notes[family][category], transform=ax.transAxes, va="top", fontsize=7, color=INK)
+    axes[0, 0].set_ylim(0, 1.25 * axes[0, 0].get_ylim()[1])
     for ax, category in zip(axes[0], prompts, strict=True):
         ax.set_title(category)
-        ax.set_ylim(0, 1.25 * ax.get_ylim()[1])
     for ax in axes[-1]:
         ax.set_xlabel("P(S ≤ score)")
     return figure

@@ -156,7 +156,8 @@ def _figures(
         made["quality_over_steps"] = (
             figures.save(figure, folder / "quality_over_steps.png"),
             f"Mean score against denoising steps: measured with 95 % intervals over prompts, and the curves of "
-            f"{chosen} with theirs, robust to dependence within a prompt.",
+            f"{chosen} with theirs, robust to dependence within a prompt. Every category is drawn towards the mean of "
+            f"its model as by {quality.strength:g} prompts more.",
         )
     pit: dict[str, dict[str, np.ndarray]] = {}
     notes: dict[str, dict[str, str]] = {}

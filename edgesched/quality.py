@@ -85,13 +85,13 @@ class QuantilesQuality(QualityModel):
     so that it is smooth in the steps, never crosses, and can be read at any step count. Free quantiles have
     an unbounded likelihood as a density; each level is fitted by the asymmetric Laplace likelihood instead,
     whose negative logarithm is the pinball loss and whose maximum is the empirical quantile (Yu and Moyeed,
-    Statistics and Probability Letters 54, 2001), its kink smoothed over 5 % of the table's deviation (Fernandes,
+    Statistics and Probability Letters 54, 2001), its kink smoothed over a tenth of the table's deviation (Fernandes,
     Guerre and Horta, JBES 39, 2021). The pinball loss averaged over the levels is half the CRPS.
     """
 
     law = Quantiles
     levels: ClassVar[int] = 16
-    smoothing: ClassVar[float] = 0.05
+    smoothing: ClassVar[float] = 0.1
     floor: ClassVar[float] = 2e-3
 
     def _add_shape(self, c: int, m: int, k: int) -> None:
@@ -224,7 +224,7 @@ def fit_quality(
         seed: Seed of the optimiser.
         logger: Lightning logger or False.
         progress: Show a progress bar.
-        checkpoint: Folder that keeps the best state, to be read by ``load_from_checkpoint`` of the family's
+        checkpoint: Folder that keeps the latest state (the loss only falls), to be read by ``load_from_checkpoint`` of the family's
             class; None keeps none.
 
     Returns:
@@ -270,8 +270,7 @@ def fit_quality(
     if checkpoint is not None:
         name = family if isinstance(family, str) else kind.__name__
         callbacks.append(
-            ModelCheckpoint(checkpoint, name, monitor="loss", save_on_train_epoch_end=True,
-                            enable_version_counter=False)
+            ModelCheckpoint(checkpoint, name, save_on_train_epoch_end=True, enable_version_counter=False)
         )  # fmt: skip
     trainer = L.Trainer(
         max_epochs=max_epochs,
