@@ -333,7 +333,7 @@ def observations(table: ScoreTable, models: tuple[str, ...], categories: tuple[s
     index = []
     for column, names in known.items():
         position = {name: i for i, name in enumerate(names)}
-        strange = next((v for v in frame[column].unique() if v not in position), None)
+        strange = next((v for v in frame[column].unique().tolist() if v not in position), None)
         if strange is not None:
             raise ScoreTableError(f"{column} {strange!r} is not one of {', '.join(map(str, names))}")
         index.append(torch.tensor([position[v] for v in frame[column].tolist()]))
