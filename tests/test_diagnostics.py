@@ -137,9 +137,11 @@ def test_holm_is_never_below_the_plain_p_and_at_most_one():
 
 
 def test_the_fit_experiment_leaves_what_it_promises(tmp_path, capsys):
+    synthetic_table(24, seeds=1).save(tmp_path / "table")
     register_schema()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", ["+experiment=fit", "debug=true", "logger.mode=disabled", f"run_folder={tmp_path}",
+                                 f"data.path={tmp_path / 'table'}",
                                  "~fit.families.student_t", "~fit.families.skew_normal"])  # fmt: skip
     run(cfg)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
