@@ -40,6 +40,7 @@ class Schema:
     campaign: Any = field(default_factory=dict)
     samples: Any = field(default_factory=dict)
     quality: Any = field(default_factory=dict)
+    fit: Any = field(default_factory=dict)
     method: Any = field(default_factory=dict)
     assign: Any = field(default_factory=dict)
     search: Any = field(default_factory=dict)

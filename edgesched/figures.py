@@ -66,6 +66,7 @@ def quality_over_steps(
     fitted: Mapping[str, Mapping[str, np.ndarray]],
     ceiling: Mapping[str, float] | None = None,
     score_name: str = "CLIPScore",
+    band: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> Figure:
     """Mean score against denoising steps: measured with 95 % intervals over prompts, and the fitted curve.
 
@@ -76,6 +77,7 @@ def quality_over_steps(
         fitted: Category → model → fitted means, shape (K,).
         ceiling: Category → mean score of true renders, drawn as a dashed line.
         score_name: Label of the score axis.
+        band: Category → model → half-widths of the curve's own intervals, shape (K,), drawn as a band.
     """
     figure, axes = _axes(len(measured), sharey=True)
     for ax, category in zip(axes, measured, strict=True):
@@ -85,6 +87,9 @@ def quality_over_steps(
                 k, measured[category][model], error[category][model], fmt="o", ms=3.2, lw=1, color=colour, label=model
             )
             ax.plot(k, fitted[category][model], color=colour, linewidth=1.4)
+            if band is not None:
+                middle, half = fitted[category][model], band[category][model]
+                ax.fill_between(k, middle - half, middle + half, color=colour, alpha=0.18, linewidth=0)
         if ceiling and category in ceiling:
             ax.axhline(ceiling[category], color=FAINT, linestyle="--", linewidth=1, label="true renders")
         ax.set_xscale("log")
@@ -95,6 +100,69 @@ def quality_over_steps(
         ax.set_xlabel("denoising steps")
     axes[0].set_ylabel(f"{score_name} (points)")
     axes[-1].legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def family_fits(
+    scores: Mapping[str, Mapping[str, np.ndarray]],
+    density: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    grid: np.ndarray,
+    score_name: str = "CLIPScore",
+) -> Figure:
+    """Measured scores with the densities of every family, a row for every model, a column for every category.
+
+    Args:
+        scores: Category → model → measured scores.
+        density: Category → model → family → fitted density on ``grid``.
+        grid: Score points.
+        score_name: Label of the score axis.
+    """
+    models = list(next(iter(scores.values())))
+    figure, axes = _axes(len(scores), height=1.9, rows=len(models), sharex=True, sharey="row", squeeze=False)
+    bins = np.linspace(float(grid.min()), float(grid.max()), 28)
+    for column, (category, by_model) in zip(axes.T, scores.items(), strict=True):
+        column[0].set_title(category)
+        column[-1].set_xlabel(f"{score_name} (points)")
+        for ax, (model, values) in zip(column, by_model.items(), strict=True):
+            ax.hist(values, bins=bins, density=True, color=FAINT, alpha=0.35, edgecolor="none")
+            lines = density[category][model].items()
+            for colour, (family, line) in zip(COLOURS, lines, strict=False):
+                ax.plot(grid, line, color=colour, linewidth=1.3, label=family)
+    for row, model in zip(axes, models, strict=True):
+        row[0].set_ylabel(model)
+        # A piecewise density may have a narrow spike: the measured scores set the height.
+        row[0].set_ylim(0, 1.25 * max(max(patch.get_height() for patch in ax.patches) for ax in row))
+    axes[0, 0].legend(frameon=False, fontsize=7, loc="upper left")
+    return figure
+
+
+def pit_histograms(
+    pit: Mapping[str, Mapping[str, np.ndarray]], notes: Mapping[str, Mapping[str, str]], prompts: Mapping[str, int]
+) -> Figure:
+    """PIT histograms on held-out prompts, a row for every family, a column for every category.
+
+    A calibrated family is flat at 1; the grey band holds 95 % of a bin's heights if every prompt counted once.
+
+    Args:
+        pit: Family → category → PIT values in [0, 1].
+        notes: Family → category → a short text for the panel.
+        prompts: Category → prompts.
+    """
+    figure, axes = _axes(len(prompts), height=1.55, rows=len(pit), width=2.6, sharex=True, sharey=True, squeeze=False)
+    edges = np.linspace(0, 1, 11)
+    for row, colour, (family, by_category) in zip(axes, COLOURS, pit.items(), strict=False):
+        row[0].set_ylabel(family)
+        for ax, (category, values) in zip(row, by_category.items(), strict=True):
+            half = 1.96 * np.sqrt(0.1 * 0.9 / prompts[category]) / 0.1
+            ax.axhspan(1 - half, 1 + half, color="#dddddd", linewidth=0)
+            ax.axhline(1, color=FAINT, linewidth=1)
+            ax.hist(values, bins=edges, density=True, color=colour, alpha=0.75, edgecolor="white", linewidth=0.5)
+            ax.text(0.03, 0.96, notes[family][category], transform=ax.transAxes, va="top", fontsize=7, color=INK)
+    axes[0, 0].set_ylim(0, 1.25 * axes[0, 0].get_ylim()[1])
+    for ax, category in zip(axes[0], prompts, strict=True):
+        ax.set_title(category)
+    for ax in axes[-1]:
+        ax.set_xlabel("P(S ≤ score)")
     return figure
 
 

@@ -21,6 +21,7 @@ from edgesched import figures, report
 from edgesched.bounds import regret, upper_bound
 from edgesched.config import build, check
 from edgesched.errors import ConfigError, SearchError
+from edgesched.fit import fit as fit
 from edgesched.objective import evaluate
 from edgesched.simulate import Replay, compare, replay
 from edgesched.table import ScoreTable
@@ -271,7 +272,7 @@ def _schedule_figures(
         made[name] = (figures.save(figure, folder / f"{name}.png"), caption)
 
     frame = fit_half.frame
-    mean, std = quality.mean().detach().double().numpy(), quality.std().detach().double().numpy()
+    mean = quality.mean().detach().double().numpy()
     counts = np.array(quality.step_counts)
     measured = quality.measured.numpy()
     low, high = (float(v) for v in np.quantile(frame[table.score], [0.002, 1.0]))
@@ -294,8 +295,7 @@ def _schedule_figures(
             k = int(own[mean[c, m, measured[m]].argmax()])
             at = int(np.flatnonzero(counts == k)[0])
             scores[category][model] = mine.loc[mine["steps"] == k, table.score].to_numpy()
-            z = (grid - mean[c, m, at]) / std[c, m, at]
-            density[category][model] = np.exp(-0.5 * z**2) / (std[c, m, at] * np.sqrt(2 * np.pi))
+            density[category][model] = quality.density(grid, c, m, at)
     keep("score_distributions", figures.score_distributions(scores, density, grid),
          "Scores of the fit half at each model's best step count, with the fitted distributions.")  # fmt: skip
     steps_of = {model: counts[measured[m]] for m, model in enumerate(quality.models)}

@@ -1,235 +1,248 @@
-"""Score distributions per category, model and step count, fitted by maximum likelihood with Lightning."""
+"""Score distributions per category, model and step count, fitted by maximum likelihood with Lightning.
+
+Every family is a :class:`QualityModel`: a saturating mean curve, and a standard distribution of
+:mod:`edgesched.distributions` around it. They differ in the law and in their shape parameters only.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import lightning as L  # noqa: N812
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from edgesched.distributions import Quantiles, SkewNormal, StudentT
 from edgesched.errors import ScenarioError, ScoreTableError
-from edgesched.latency import LatencyFit, fit_latency
+from edgesched.latency import fit_latency
+from edgesched.quality_model import Observations, QualityModel, observations, pick
 from edgesched.table import ScoreTable
-from edgesched.types import Scenario
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Observations:
-    """Scores as tensors: score (rows,), and the indices (rows,) of category, model and step count."""
-
-    score: Tensor
-    category: Tensor
-    model: Tensor
-    step: Tensor
+STRENGTHS = (0.0, *(2.0**power for power in range(-2, 11)))
 
 
-class QualityModel(L.LightningModule):
-    r"""Gaussian scores whose mean saturates in the steps.
+class GaussianQuality(QualityModel):
+    """The published family: S ~ N(μ(k), σ(k)²)."""
 
-    For category c, model m and k steps, with k_0 the smallest measured step count,
 
-        S ~ N(μ(k), σ(k)²),   μ(k) = top − drop · exp(−((k − k_0) / τ)^β),
+class StudentTQuality(QualityModel):
+    """Student's t: symmetric, with heavier tails; 2.05 < ν < 200, passing from ν_early to ν_late."""
 
-    drop ≥ 0 and τ > 0, β ∈ (0.3, 1.5), so that the mean grows with the steps and levels off; σ is free for
-    every step count. Fitted by maximum likelihood: the joint likelihood of all rows is minimised by Adam
-    from a least-squares start.
+    law = StudentT
 
-    Args:
-        categories: Category names, C of them.
-        models: Model names, M of them, from cheap to dear.
-        steps: Measured step counts, K of them, increasing.
-        measured: Which (model, step count) pairs were measured, shape (M, K), bool.
-        batch_latency: Fitted times by model of whole batches, for slots.
-        single_latency: Fitted times by model of single images, for queues.
-        learning_rate: Step size of Adam.
+    def _add_shape(self, c: int, m: int, k: int) -> None:
+        super()._add_shape(c, m, k)
+        self.df_early, self.df_late = nn.Parameter(torch.zeros(c, m)), nn.Parameter(torch.zeros(c, m))
+
+    def _spread(self, p: Mapping[str, Tensor], rest: Tensor, step: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        # Uniform in 1/ν, so that the Gaussian end is not infinitely far away.
+        inverse = torch.sigmoid(p["df_late"] + rest * (p["df_early"] - p["df_late"]))
+        df = 1 / (1 / 200 + (1 / 2.05 - 1 / 200) * inverse)
+        return pick(p["log_scale"], step).exp(), (df,)
+
+    def _start_shape(self, std: Tensor, skew: Tensor, data: Observations) -> None:
+        self.df_early.fill_(-0.8)
+        self.df_late.fill_(-0.8)
+        p = self.gathered(*self._grid()[:2])
+        _, (df,) = self._spread(p, torch.ones(()), self._grid()[2])
+        self.log_scale.copy_((std / StudentT.moments(df)[1]).log())
+
+
+class SkewNormalQuality(QualityModel):
+    """Azzalini's skew-normal: one tail longer than the other; |δ| < 0.999, passing from δ_early to δ_late."""
+
+    law = SkewNormal
+
+    def _add_shape(self, c: int, m: int, k: int) -> None:
+        super()._add_shape(c, m, k)
+        self.skew_early, self.skew_late = nn.Parameter(torch.zeros(c, m)), nn.Parameter(torch.zeros(c, m))
+
+    def _spread(self, p: Mapping[str, Tensor], rest: Tensor, step: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        delta = 0.999 * torch.tanh(p["skew_late"] + rest * (p["skew_early"] - p["skew_late"]))
+        # The deviation is free, not the scale: its likelihood hardly depends on the shape.
+        return pick(p["log_scale"], step).exp() / SkewNormal.moments(delta)[1], (delta,)
+
+    def _start_shape(self, std: Tensor, skew: Tensor, data: Observations) -> None:
+        # At δ = 0 the likelihood is flat in δ to second order, so the start stays away from it.
+        root = (2 * skew.abs().clamp(0.05, 0.9) / (4 - torch.pi)) ** (2 / 3)
+        delta = torch.sqrt(torch.pi / 2 * root / (1 + root)) * torch.where(skew < 0, -1.0, 1.0)
+        raw = torch.atanh((delta / 0.999).clamp(-0.98, 0.98))
+        first, last = self.measured.int().argmax(-1), _last(self.measured)
+        for m in range(len(self.models)):
+            self.skew_early[:, m], self.skew_late[:, m] = raw[:, m, first[m]], raw[:, m, last[m]]
+        self.log_scale.copy_(std.log())
+
+
+class QuantilesQuality(QualityModel):
+    """Empirical quantiles: the whole quantile function passes from an early to a late one with r(k).
+
+        Q(u, k) = μ(k) + r(k) · E(u) + (1 − r(k)) · L(u),   E and L increasing, each with mean 0,
+
+    so that it is smooth in the steps, never crosses, and can be read at any step count. Free quantiles have
+    an unbounded likelihood as a density; each level is fitted by the asymmetric Laplace likelihood instead,
+    whose negative logarithm is the pinball loss and whose maximum is the empirical quantile (Yu and Moyeed,
+    Statistics and Probability Letters 54, 2001), its kink smoothed over a tenth of the table's deviation (Fernandes,
+    Guerre and Horta, JBES 39, 2021). The pinball loss averaged over the levels is half the CRPS.
     """
 
-    def __init__(
-        self,
-        categories: tuple[str, ...],
-        models: tuple[str, ...],
-        steps: tuple[int, ...],
-        measured: Tensor,
-        batch_latency: Mapping[str, LatencyFit],
-        single_latency: Mapping[str, LatencyFit],
-        learning_rate: float = 0.03,
-    ) -> None:
-        super().__init__()
-        self.categories, self.models, self.step_counts = categories, models, steps
-        self.latency_fits = {"slot": dict(batch_latency), "queue": dict(single_latency)}
-        self.learning_rate = learning_rate
-        c, m, k = len(categories), len(models), len(steps)
-        self.register_buffer("measured", measured)
-        self.register_buffer("first", torch.tensor([float(steps[int(row.int().argmax())]) for row in measured]))
-        self.top = nn.Parameter(torch.zeros(c, m))
-        self.log_drop = nn.Parameter(torch.zeros(c, m))
-        self.log_tau = nn.Parameter(torch.full((c, m), 1.0))
-        self.shape_logit = nn.Parameter(torch.zeros(c, m))
-        self.log_std = nn.Parameter(torch.zeros(c, m, k))
+    law = Quantiles
+    levels: ClassVar[int] = 16
+    smoothing: ClassVar[float] = 0.1
+    floor: ClassVar[float] = 2e-3
 
-    def mean(self, steps: Tensor | None = None) -> Tensor:
-        """Mean scores, shape (C, M, K), at the measured step counts or at others, shape (K,)."""
-        counts = torch.tensor(self.step_counts) if steps is None else steps
-        beyond = (counts.to(self.top) - self.first[:, None]).clamp(min=0)
-        beta = 0.3 + 1.2 * self.shape_logit.sigmoid()
-        relative = (beyond / self.log_tau.exp()[..., None]).clamp(min=1e-9)
-        return self.top[..., None] - self.log_drop.exp()[..., None] * torch.exp(-(relative ** beta[..., None]))
+    def _add_shape(self, c: int, m: int, k: int) -> None:
+        self.early = nn.Parameter(torch.zeros(c, m, self.levels - 1))
+        self.late = nn.Parameter(torch.zeros(c, m, self.levels - 1))
 
-    def std(self) -> Tensor:
-        """Standard deviations at the measured step counts, shape (C, M, K)."""
-        return self.log_std.exp()
+    def _knots(self, raw: Tensor) -> Tensor:
+        knots = nn.functional.pad((self.floor + raw.exp()).cumsum(-1), (1, 0))
+        return knots - Quantiles.mean(knots)[..., None]
 
-    def cdf(self, score: Tensor) -> Tensor:
-        """P(S ≤ score), shape (C, M, K) for a score that broadcasts to it."""
-        return torch.special.ndtr((score - self.mean()) / self.std())
+    def _spread(self, p: Mapping[str, Tensor], rest: Tensor, step: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        part = rest[..., None]
+        knots = part * self._knots(p["early"]) + (1 - part) * self._knots(p["late"])
+        return torch.ones_like(rest), (knots,)
 
-    def log_density(self, score: Tensor, category: Tensor, model: Tensor, step: Tensor) -> Tensor:
-        """Log density of scores at indices, all of shape (rows,)."""
-        mean, std = self.mean()[category, model, step], self.std()[category, model, step]
-        return torch.distributions.Normal(mean, std).log_prob(score)
+    def row_loss(self, score: Tensor, cells: Sequence[Tensor]) -> Tensor:
+        """Pinball loss in units, averaged over the levels."""
+        location, scale, knots = cells
+        z = ((score - location) / scale)[..., None].expand_as(knots)
+        # Σ u e + max(−e, 0) = Σ |e| / 2 + (u − ½) e, and the levels less a half sum to nothing: z drops out.
+        away = nn.functional.huber_loss(knots, z, reduction="none", delta=self.smoothing).mean(-1) / self.smoothing
+        return away / 2 - knots @ (Quantiles.levels(knots) - 0.5) / self.levels
 
-    def sample(self, draws: int, seed: int = 0) -> Tensor:
-        """Independent draws, shape (draws, C, M, K)."""
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            noise = torch.randn((draws, *self.log_std.shape), generator=generator).to(self.top)
-            return self.mean() + self.std() * noise
-
-    def training_step(self, batch: Any, _: int) -> Tensor:
-        """Mean negative log-likelihood of the rows."""
-        score, category, model, step = batch
-        loss = -self.log_density(score, category, model, step).mean()
-        self.log("nll", loss, prog_bar=True, batch_size=len(score))
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        """Adam, its step size falling to a hundredth along a cosine."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate)
-        epochs = self.trainer.max_epochs or 1
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs, self.learning_rate / 100)
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
-
-    @torch.no_grad()
-    def start_at(self, data: Observations) -> None:
-        """Start from the measured means and deviations of every cell."""
-        shape = self.log_std.shape
-        flat = (data.category * shape[1] + data.model) * shape[2] + data.step
-        size = int(torch.tensor(shape).prod())
-        count = torch.bincount(flat, minlength=size).clamp(min=1)
-        total = torch.bincount(flat, data.score, minlength=size)
-        square = torch.bincount(flat, data.score.square(), minlength=size)
-        mean = (total / count).reshape(shape)
-        std = (square / count - (total / count).square()).clamp(min=1e-4).sqrt().reshape(shape)
-        self.log_std.copy_(std.log())
-        for m, row in enumerate(self.measured):
-            here = mean[:, m][:, row]
-            low, high = here[:, 0], here.amax(-1)
-            self.top[:, m] = high
-            self.log_drop[:, m] = (high - low).clamp(min=0.05).log()
-            counts = torch.tensor(self.step_counts, dtype=high.dtype)[row]
-            reached = ((here - low[:, None]) / (high - low).clamp(min=0.05)[:, None] >= 0.63).int().argmax(-1)
-            self.log_tau[:, m] = (counts[reached] - counts[0]).clamp(min=0.3).log()
-
-    def scenario(
-        self,
-        demand: Any,
-        latency_weight: float | Tensor,
-        *,
-        latency: str = "slot",
-        share_units: int | None = None,
-        memory_gib: Any = None,
-        memory_limit_gib: Any = None,
-        deadline_s: Any = None,
-        differentiable: bool = False,
-    ) -> Scenario:
-        """The planning problem for a demand: fitted means at exactly the measured step counts, fitted times.
-
-        Args:
-            demand: Requests a slot (a second in queue mode): a mapping of categories, a number for each, or
-                a tensor of shape (B, C) or (C,).
-            latency_weight: Score points a second.
-            latency: ``"slot"`` or ``"queue"``.
-            share_units: Passed on to the scenario.
-            memory_gib: Passed on.
-            memory_limit_gib: Passed on.
-            deadline_s: Passed on.
-            differentiable: Keep the gradient back to the fitted parameters.
-
-        Raises:
-            ScenarioError: If the demand names an unknown category, or a value is out of range.
-        """
-        if isinstance(demand, Mapping):
-            unknown = [c for c in demand if c not in self.categories]
-            if unknown:
-                raise ScenarioError(f"demand: category {unknown[0]!r} is not one of {', '.join(self.categories)}")
-            demand = [float(demand.get(c, 0.0)) for c in self.categories]
-        tensor = torch.as_tensor(demand, dtype=torch.float64)
-        tensor = tensor.expand(1, len(self.categories)) if tensor.ndim < 2 else tensor
-        mean = self.mean().double().cpu()
-        mean = mean if differentiable else mean.detach()
-        quality = torch.where(self.measured.cpu(), mean, -torch.inf)
-        by_model = self.latency_fits.get(latency, self.latency_fits["slot"])
-        fits = [by_model[m] for m in self.models]
-        return Scenario(
-            tensor,
-            quality,
-            torch.tensor(self.step_counts),
-            torch.tensor([f.step_time_s for f in fits], dtype=torch.float64),
-            torch.tensor([f.overhead_s for f in fits], dtype=torch.float64),
-            torch.as_tensor(latency_weight, dtype=torch.float64),
-            latency=latency,
-            share_units=share_units,
-            memory_gib=memory_gib,
-            memory_limit_gib=memory_limit_gib,
-            deadline_s=deadline_s,
-        )
+    def _start_shape(self, std: Tensor, skew: Tensor, data: Observations) -> None:
+        levels = Quantiles.levels(torch.zeros(self.levels, dtype=torch.float64))
+        for raw, steps in ((self.early, self.measured.int().argmax(-1)), (self.late, _last(self.measured))):
+            for c in range(raw.shape[0]):
+                for m in range(raw.shape[1]):
+                    mine = (data.category == c) & (data.model == m) & (data.step == steps[m])
+                    knots = _weighted_quantiles(data.score[mine], data.weight[mine], levels) / self.unit
+                    raw[c, m] = (knots.diff() - self.floor).clamp(min=self.floor).log()
 
 
-def observations(table: ScoreTable, models: tuple[str, ...]) -> Observations:
-    """The rows of a table as tensors, indices by the table's categories, these models and its step counts."""
-    frame = table.frame
+def _last(measured: Tensor) -> Tensor:
+    """Index of the last measured step count of each model."""
+    return measured.shape[1] - 1 - measured.flip(-1).int().argmax(-1)
 
-    def place(column: str, names: tuple[Any, ...]) -> Tensor:
-        position = {name: i for i, name in enumerate(names)}
-        return torch.tensor([position[v] for v in frame[column].tolist()])
 
-    score = torch.tensor(frame[table.score].to_numpy("float32"))
-    return Observations(score, place("category", table.categories), place("model", models), place("steps", table.steps))
+def _weighted_quantiles(values: Tensor, weight: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles of weighted values, linear between the middles of their weights."""
+    order = values.argsort()
+    values, weight = values[order], weight[order]
+    middle = (weight.cumsum(0) - weight / 2) / weight.sum()
+    at = torch.searchsorted(middle, levels).clamp(1, max(len(values) - 1, 1))
+    if len(values) == 1:
+        return values.expand(len(levels))
+    part = ((levels - middle[at - 1]) / (middle[at] - middle[at - 1])).clamp(0, 1)
+    return torch.lerp(values[at - 1], values[at], part)
+
+
+FAMILIES: dict[str, type[QualityModel]] = {
+    "gaussian": GaussianQuality,
+    "student_t": StudentTQuality,
+    "skew_normal": SkewNormalQuality,
+    "quantiles": QuantilesQuality,
+}
+
+
+@torch.no_grad()
+def shared_strength(data: Observations, points: int = 96) -> float:
+    """How far to shrink every category towards its model, by leave-one-prompt-out cross-validation.
+
+    The distribution of a category with n prompts is (n F_c + a F) / (n + a), F being that of all categories
+    under the same model and step count. The strength a, in prompts, is the one of :data:`STRENGTHS` with the
+    least CRPS of every prompt's scores under the empirical distributions of all *other* prompts; no family
+    is assumed, so it is the same for all.
+
+    Args:
+        data: Rows to fit.
+        points: Score points at which the distributions are compared.
+
+    Returns:
+        Strength in prompts; 0 where there is one category.
+    """
+    categories, models, steps, prompts = (
+        int(index.max()) + 1 for index in (data.category, data.model, data.step, data.prompt)
+    )
+    if categories == 1:
+        return 0.0
+    low, high = float(data.score.min()), float(data.score.max())
+    grid = torch.linspace(low, high, points, dtype=data.score.dtype)
+    risk = torch.zeros(len(STRENGTHS), dtype=torch.float64)
+    strength = torch.tensor(STRENGTHS, dtype=torch.float64)[:, None, None]
+    for m in range(models):
+        for k in range(steps):
+            mine = (data.model == m) & (data.step == k)
+            if not bool(mine.any()):
+                continue
+            weight, prompt, category = data.weight[mine], data.prompt[mine], data.category[mine]
+            below = (data.score[mine][:, None] <= grid).double()
+            share = torch.zeros(prompts, points, dtype=torch.float64).index_add_(0, prompt, weight[:, None] * below)
+            present = torch.zeros(prompts, dtype=torch.float64).index_add_(0, prompt, weight)
+            home = torch.zeros(prompts, dtype=torch.long).index_copy_(0, prompt, category)
+            total = torch.zeros(categories, points, dtype=torch.float64).index_add_(0, home, share)
+            count = torch.zeros(categories, dtype=torch.float64).index_add_(0, home, present)
+            here = present > 0
+            share, home = share[here], home[here]
+            own, own_count = total[home] - share, (count[home] - 1)[:, None]
+            pool, pool_count = total.sum(0) - share, float(count.sum()) - 1
+            if pool_count < 1:
+                continue
+            mixed = (own + strength * pool / pool_count) / (own_count + strength).clamp(min=1e-9)
+            # E over the prompt's rows of (F − 1[y ≤ x])² is F² − 2 F share + share.
+            risk += (mixed.square() - 2 * mixed * share + share).sum((-1, -2))
+    return float(STRENGTHS[int(risk.argmin())])
 
 
 def fit_quality(
     table: ScoreTable,
     *,
+    family: str | type[QualityModel] = "gaussian",
+    strength: float | None = None,
     max_epochs: int = 300,
-    learning_rate: float = 0.03,
+    learning_rate: float = 1.0,
     seed: int = 0,
     logger: Any = False,
     progress: bool = False,
+    checkpoint: Path | str | None = None,
 ) -> QualityModel:
     """Fit score distributions and times to a table, models ordered from cheap to dear.
 
     Args:
         table: Rows to fit, usually the fit half.
-        max_epochs: Most passes over the table.
-        learning_rate: Step size of Adam.
+        family: ``"gaussian"``, ``"student_t"``, ``"skew_normal"``, ``"quantiles"``, or a subclass of
+            :class:`QualityModel`.
+        strength: Prompts of all categories that every category is given besides its own; None finds it by
+            cross-validation (:func:`shared_strength`), 0 is plain maximum likelihood.
+        max_epochs: Most epochs, each of up to 20 iterations of L-BFGS over the table.
+        learning_rate: First step size of L-BFGS.
         seed: Seed of the optimiser.
         logger: Lightning logger or False.
         progress: Show a progress bar.
+        checkpoint: Folder that keeps the latest state (the loss only falls), to be read by ``load_from_checkpoint`` of the family's
+            class; None keeps none.
 
     Returns:
         The fitted model, on the CPU.
 
     Raises:
         ScoreTableError: If a category was never run by a model.
+        ScenarioError: If the family is unknown or the strength negative.
+
+    Example:
+        >>> fit_quality(ScoreTable.load(), family="quantiles", max_epochs=1).mean().shape
+        torch.Size([4, 3, 8])
     """
+    kind = FAMILIES.get(family) if isinstance(family, str) else family
+    if kind is None:
+        raise ScenarioError(f"family: {family!r} is not one of {', '.join(FAMILIES)}")
+    if strength is not None and not 0 <= strength < float("inf"):
+        raise ScenarioError(f"strength: expected at least 0 prompts, got {strength}")
     latency = fit_latency(table)
     models = tuple(sorted(latency, key=lambda name: latency[name].step_time_s))
     data = observations(table, models)
@@ -243,23 +256,31 @@ def fit_quality(
         raise ScoreTableError(
             f"category {table.categories[c]!r} has no score of {models[m]!r} at {table.steps[k]} steps, other categories do"
         )
+    strength = shared_strength(data) if strength is None else float(strength)
+    data = data.shrunk(strength)
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(seed)
-    model = QualityModel(
-        table.categories, models, table.steps, measured, latency, fit_latency(table, False), learning_rate
+    model = kind(
+        table.categories, models, table.steps, measured, latency, fit_latency(table, False), learning_rate, strength
     )
     model.start_at(data)
-    rows = TensorDataset(data.score, data.category, data.model, data.step)
+    rows = TensorDataset(data.score, data.category, data.model, data.step, data.weight)
     loader = DataLoader(rows, batch_size=None, sampler=_WholeTable(len(rows)))
+    callbacks: list[Any] = [EarlyStopping("loss", min_delta=1e-5, patience=1, check_on_train_epoch_end=True)]
+    if checkpoint is not None:
+        name = family if isinstance(family, str) else kind.__name__
+        callbacks.append(
+            ModelCheckpoint(checkpoint, name, save_on_train_epoch_end=True, enable_version_counter=False)
+        )  # fmt: skip
     trainer = L.Trainer(
         max_epochs=max_epochs,
-        accelerator="auto",
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=1,
         logger=logger,
-        enable_checkpointing=False,
+        enable_checkpointing=checkpoint is not None,
         enable_progress_bar=progress,
         enable_model_summary=False,
-        callbacks=[EarlyStopping("nll", min_delta=1e-5, patience=25, check_on_train_epoch_end=True)],
+        callbacks=callbacks,
         log_every_n_steps=1,
     )
     trainer.fit(model, loader)

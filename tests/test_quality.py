@@ -1,14 +1,46 @@
 """Fitted distributions against known parameters, and times against known lines."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from factories import MODELS, OVERHEAD_S, STEP_TIME_S, STEPS, synthetic_frame, synthetic_table, true_mean
+from scipy import optimize, stats
 
 import edgesched as es
+from edgesched.diagnostics import standard_errors
+from edgesched.distributions import Normal, Quantiles, SkewNormal, StudentT
 from edgesched.errors import ScenarioError, ScoreTableError
 from edgesched.latency import fit_latency, fit_line
+from edgesched.quality import FAMILIES, QuantilesQuality, shared_strength
+from edgesched.quality_model import observations
 from edgesched.table import ScoreTable
+
+LAWS = [
+    (Normal, ()),
+    (StudentT, (torch.tensor(3.5, dtype=torch.float64),)),
+    (SkewNormal, (torch.tensor(-0.98, dtype=torch.float64),)),
+    (Quantiles, (torch.tensor([-2.0, -0.7, -0.1, 0.0, 0.6, 0.9, 2.5], dtype=torch.float64),)),
+]
+
+
+def single_cell(scores):
+    """A table of one category, model and step count: what closed forms and scipy can fit."""
+    n = len(scores)
+    columns = {"prompt_id": [f"p{i}" for i in range(n)], "category": "Basic", "model": "tiny", "steps": 1, "seed": 0}
+    return ScoreTable(pd.DataFrame(columns | {"clip_score": scores, "latency_s": 0.1, "batch_size": 1}))
+
+
+def drawn_table(noise, prompts=64, seed=0):
+    """Independent scores with the factory's means and the noise of a law."""
+    frame = synthetic_frame(prompts, seeds=1, seed=0)
+    place = {c: i for i, c in enumerate(dict.fromkeys(frame.category))}
+    means = [
+        true_mean(place[c], MODELS.index(m), k)
+        for c, m, k in zip(frame.category, frame.model, frame.steps, strict=True)
+    ]
+    frame["clip_score"] = np.array(means) + noise(np.random.default_rng(seed), len(frame))
+    return ScoreTable(frame)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +68,6 @@ def test_likelihood_reaches_the_closed_form_within_the_curve_family(quality, tab
     frame = table.frame
     groups = frame.groupby(["category", "model", "steps"])["clip_score"]
     best = float((0.5 * np.log(2 * np.pi * groups.var(ddof=0)) + 0.5).mean())
-    from edgesched.quality import observations
-
     data = observations(table, quality.models)
     with torch.no_grad():
         ours = -quality.log_density(data.score, data.category, data.model, data.step).mean().item()
@@ -57,6 +87,204 @@ def test_cdf_and_samples_agree_with_the_distribution(quality):
     draws = quality.sample(4000, seed=1)
     assert (draws.mean(0) - quality.mean().detach()).abs().max() < 0.5
     assert torch.equal(draws, quality.sample(4000, seed=1))
+
+
+@pytest.mark.parametrize(("law", "shape"), LAWS, ids=lambda v: getattr(v, "__name__", ""))
+def test_a_law_agrees_with_itself_and_with_monte_carlo(law, shape):
+    level = torch.tensor([0.001, 0.02, 0.2, 0.5, 0.9, 0.999], dtype=torch.float64)
+    assert torch.allclose(law.cdf(law.quantile(level, *shape), *shape), level, atol=1e-10)
+    fine = torch.linspace(-6, 5, 20001, dtype=torch.float64)
+    mass = torch.trapezoid(law.log_density(fine, *shape).exp(), fine)
+    assert mass == pytest.approx(float(law.cdf(fine[-1], *shape) - law.cdf(fine[0], *shape)), abs=2e-4)
+    u, v = torch.rand((2, 200_000), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draws = law.draw(u, v, *shape)
+    mean, std = law.moments(*shape)
+    assert float(draws.mean()) == pytest.approx(float(mean), abs=0.01)
+    assert float(draws.std()) == pytest.approx(float(std), rel=0.02)
+    observed = torch.tensor([-4.0, -1.2, 0.0, 0.3, 1.0, 3.0], dtype=torch.float64)
+    half = 0.5 * (draws - draws.roll(1)).abs().mean()
+    oracle = torch.stack([(draws - z).abs().mean() for z in observed]) - half
+    assert torch.allclose(law.crps(observed, *shape), oracle, atol=0.012)
+
+
+def test_laws_equal_scipy_and_have_right_gradients():
+    z = torch.linspace(-7, 7, 29, dtype=torch.float64)
+    for df in (2.1, 5.0, 150.0):
+        shape = torch.tensor(df, dtype=torch.float64)
+        assert np.allclose(StudentT.cdf(z, shape), stats.t.cdf(z, df), atol=1e-12)
+        assert np.allclose(StudentT.log_density(z, shape), stats.t.logpdf(z, df), atol=1e-11)
+    for delta in (-0.998, 0.1, 0.9):
+        alpha = delta / np.sqrt(1 - delta**2)
+        shape = torch.tensor(delta, dtype=torch.float64)
+        assert np.allclose(SkewNormal.cdf(z, shape), stats.skewnorm.cdf(z, alpha), atol=1e-12)
+        assert np.allclose(SkewNormal.log_density(z, shape), stats.skewnorm.logpdf(z, alpha), atol=1e-11)
+    z = torch.tensor([-1.3, 0.2, 1.7], dtype=torch.float64, requires_grad=True)
+    for law, shape in LAWS[1:]:
+        free = shape[0].clone().requires_grad_()
+        for function in (law.cdf, law.log_density):
+            assert torch.autograd.gradcheck(function, (z, free))
+
+
+def test_gaussian_equals_the_closed_form():
+    scores = np.random.default_rng(1).normal(30, 7, 200)
+    fit = es.fit_quality(single_cell(scores), strength=0)
+    stored = scores.astype("float32")
+    assert fit.mean().item() == pytest.approx(float(stored.mean()), abs=0.01)
+    assert fit.std().item() == pytest.approx(float(stored.std()), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("family", "law", "draw"),
+    [
+        ("student_t", stats.t, lambda rng: 30 + 4 * rng.standard_t(4, 400)),
+        ("skew_normal", stats.skewnorm, lambda rng: stats.skewnorm.rvs(-5, 40, 9, 400, random_state=rng)),
+    ],
+)
+def test_likelihood_equals_that_of_scipy(family, law, draw):
+    scores = draw(np.random.default_rng(2)).astype("float32").astype(float)
+    fit = es.fit_quality(single_cell(scores), family=family, strength=0)
+    zero = torch.zeros(len(scores), dtype=torch.long)
+    with torch.no_grad():
+        ours = -fit.log_density(torch.tensor(scores), zero, zero, zero).mean().item()
+    # scipy's own fit stops early: the same likelihood, searched further from there.
+    tight = {"xatol": 1e-7, "fatol": 1e-7, "maxiter": 4000}
+    theirs = optimize.minimize(law.nnlf, law.fit(scores), (scores,), "Nelder-Mead", options=tight).x
+    assert ours == pytest.approx(-law.logpdf(scores, *theirs).mean(), abs=5e-5)
+    assert fit.mean().item() == pytest.approx(law.mean(*theirs), abs=0.05)
+    assert fit.std().item() == pytest.approx(law.std(*theirs), rel=0.03)
+
+
+def test_quantiles_equal_the_empirical_ones():
+    class Sharp(QuantilesQuality):
+        smoothing = 0.005
+
+    scores = np.random.default_rng(3).gamma(2.0, 8.0, 400)
+    fit = es.fit_quality(single_cell(scores), family=Sharp, strength=0)
+    levels = Quantiles.levels(torch.zeros(Sharp.levels, dtype=torch.float64))
+    below = [(scores <= float(q)).mean() for q in fit.quantile(levels[:, None, None, None]).flatten().detach()]
+    assert np.abs(np.array(below) - levels.numpy()).max() < 2 / 400
+
+
+NOISES = {
+    "gaussian": (lambda rng, n: rng.normal(0, 5, n), 5.0),
+    "student_t": (lambda rng, n: 4 * rng.standard_t(6, n), 4 * 1.5**0.5),
+    "skew_normal": (lambda rng, n: stats.skewnorm.rvs(-4, 0, 8, n, random_state=rng) - stats.skewnorm.mean(-4, 0, 8),
+                    stats.skewnorm.std(-4, 0, 8)),
+    "quantiles": (lambda rng, n: rng.gamma(4.0, 2.5, n) - 10.0, 5.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_lie_in_their_intervals_at_the_nominal_rate(family):
+    """64 prompts a category: 95 % intervals of 60 means and 60 deviations hold the truth 95 times in 100."""
+    noise, std = NOISES[family]
+    truth = torch.tensor([[[true_mean(c, m, k) for k in STEPS] for m in range(3)] for c in range(4)])
+    mean_hit, std_hit = [], []
+    for seed in range(2):
+        table = drawn_table(noise, seed=seed)
+        fit = es.fit_quality(table, family=family, strength=0)
+        mean_hit.append((fit.mean() - truth).abs() <= 1.96 * standard_errors(fit, table))
+        std_hit.append((fit.std() - std).abs() <= 1.96 * standard_errors(fit, table, "std"))
+    assert 0.89 <= torch.stack(mean_hit).double().mean() <= 0.99
+    assert 0.86 <= torch.stack(std_hit).double().mean() <= 0.99
+
+
+def test_errors_count_prompts_not_images():
+    """A prompt effect shared by seeds and models widens the intervals to those of the prompts' own means."""
+    table = synthetic_table(64, seeds=4, seed=5)
+    fit = es.fit_quality(table, strength=0)
+    errors = standard_errors(fit, table)
+    images = fit.std().detach() / np.sqrt(64 * 4)
+    by_prompt = table.frame.groupby(["category", "model", "steps", "prompt_id"])["clip_score"].mean()
+    prompts = by_prompt.groupby(level=[0, 1, 2]).std().mean() / 8
+    assert errors.mean() > 1.5 * images.mean()
+    assert float(errors.mean()) == pytest.approx(prompts, rel=0.15)
+    with pytest.raises(ScoreTableError, match="'median' is not one of mean, std"):
+        standard_errors(fit, table, "median")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def fitted(request, table):
+    return es.fit_quality(table, family=request.param)
+
+
+def test_every_family_keeps_the_one_interface(fitted):
+    mean = fitted.mean(torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])).detach()
+    assert (mean.diff(dim=-1) >= 0).all()
+    assert torch.allclose(fitted.mean()[..., :3], mean[..., :3])
+    low, middle, high = (fitted.quantile(torch.tensor(u)).detach() for u in (0.1, 0.5, 0.9))
+    assert (low < middle).all()
+    assert (middle < high).all()
+    assert torch.allclose(fitted.cdf(middle), torch.tensor(0.5, dtype=torch.float64), atol=1e-8)
+    draws = fitted.sample(6000, seed=1)
+    assert (draws.mean(0) - fitted.mean()).abs().max() < 0.4
+    assert (draws.std(0) / fitted.std() - 1).abs().max() < 0.1
+    assert fitted.scenario(1.0, 0.5).shape == (1, 4, 3, 5)
+    index = (torch.tensor([60.0, 70.0]), torch.tensor([0, 3]), torch.tensor([1, 2]), torch.tensor([0, 4]))
+    assert fitted.cdf(*index)[1].item() == pytest.approx(fitted.cdf(torch.tensor(70.0))[3, 2, 4].item())
+    oracle = (draws[:, 0, 1, 0] - 60).abs().mean() - 0.5 * (draws - draws.roll(1, 0)).abs().mean(0)[0, 1, 0]
+    assert fitted.crps(*index)[0].item() == pytest.approx(oracle.item(), abs=0.3)
+
+
+def test_a_category_with_few_prompts_is_drawn_towards_its_model():
+    frame = synthetic_frame(60, seeds=1, seed=7, std=8.0)
+    few = {f"Basic-{i}" for i in range(24)}
+    table = ScoreTable(frame[(frame.category != "Basic") | frame.prompt_id.isin(few)])
+    for family in ("gaussian", "quantiles"):
+        none, some, all_of_it = (
+            es.fit_quality(table, family=family, strength=a, max_epochs=4).mean().mean(-1).detach()
+            for a in (0.0, 20.0, 1e6)
+        )
+        assert all_of_it.std(0).max() < 0.2
+        pooled = all_of_it.mean(0)
+        kept = (some - pooled).abs().mean(-1) / (none - pooled).abs().mean(-1)
+        assert (kept < 1).all()
+        # 24 prompts of its own, not 60: the same strength moves the small category further.
+        assert kept[0] < kept[3]
+
+
+def test_strength_is_large_for_equal_categories_and_small_for_unequal_ones():
+    rng = np.random.default_rng(0)
+    frame = synthetic_frame(40, seeds=1)
+    equal, unequal = frame.copy(), frame.copy()
+    equal["clip_score"] = rng.normal(50, 10, len(frame))
+    place = frame.category.map({c: i for i, c in enumerate(dict.fromkeys(frame.category))})
+    unequal["clip_score"] = 30.0 * place + rng.normal(50, 3, len(frame))
+    assert shared_strength(observations(ScoreTable(equal), MODELS)) >= 64
+    assert shared_strength(observations(ScoreTable(unequal), MODELS)) <= 0.5
+    assert shared_strength(observations(single_cell(rng.normal(50, 3, 30)), ("tiny",))) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"family": "cauchy"}, "'cauchy' is not one of gaussian, student_t, skew_normal, quantiles"),
+        ({"strength": -1.0}, "at least 0 prompts, got -1.0"),
+        ({"strength": float("nan")}, "at least 0 prompts, got nan"),
+    ],
+)
+def test_wrong_options_are_named(table, options, message):
+    with pytest.raises(ScenarioError, match=message):
+        es.fit_quality(table, **options)
+
+
+def test_rows_that_the_model_does_not_know_are_refused(table, quality):
+    with pytest.raises(ScoreTableError, match="category 'Basic' is not one of Other"):
+        observations(table, MODELS, ("Other",))
+    with pytest.raises(ScoreTableError, match="steps 1 is not one of 2, 4"):
+        observations(table, MODELS, None, (2, 4))
+
+
+def test_a_checkpoint_gives_the_same_model_and_the_logger_has_every_epoch(table, tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    fit = es.fit_quality(table, family="quantiles", logger=CSVLogger(tmp_path, "log", ""), checkpoint=tmp_path)
+    again = QuantilesQuality.load_from_checkpoint(tmp_path / "quantiles.ckpt", weights_only=False)
+    assert torch.equal(again.mean(), fit.mean())
+    assert again.latency_fits == fit.latency_fits
+    losses = pd.read_csv(tmp_path / "log/metrics.csv")["loss"]
+    assert len(losses) >= 2
+    assert losses.iloc[-1] <= losses.iloc[0]
 
 
 def test_scenario_has_the_measured_counts_and_refuses_unknown_categories(quality):
