@@ -307,6 +307,7 @@ class Refusing(Painter):
         raise CampaignError("painter: out of paint")
 
 
+@pytest.mark.slow
 def test_an_error_in_one_of_several_processes_is_told_in_one_line(tmp_path):
     with pytest.raises(CampaignError, match="^painter: out of paint$"):
         campaign(tmp_path, Refusing(), accelerator="cpu", devices=2)

@@ -150,6 +150,7 @@ def test_train_micro_runs_resumes_and_saves_folders_that_load(tmp_path):
         (("workload.latncy=slot",), "error: workload.latncy: unknown key; did you mean 'latency'?"),
         (("+experiment=plan", "search=aneal"), "Could not find 'search/aneal'"),
         (("+experiment=plan", "search=equal_allocation"), "needs an assignment"),
+        (("+experiment=campaign", "model=[sd15,sdxl]"), "the hub cannot be reached; download it"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, options, message):

@@ -104,7 +104,8 @@ def test_the_shipped_table_keeps_its_promises():
     assert set(table.models) == {"micro_small", "micro_base", "micro_large"}
     assert len(table.steps) >= 8
     assert table.steps[0] == 1
-    assert table.steps[-1] == 50
+    assert table.steps[-1] >= 30
+    assert table.manifest["truncated_prompts"] == int(table.frame["truncated"].sum()) == 0
     assert table.frame.groupby("category")["prompt_id"].nunique().min() >= 64
     assert table.frame["seed"].nunique() >= 2
     for key in ("device", "dtype", "libraries", "git_commit", "models", "prompts_sha256", "scores", "date", "timing"):
