@@ -85,7 +85,7 @@ def _smaller(cfg: DictConfig) -> DictConfig:
     cfg.quality.max_epochs = min(cfg.quality.max_epochs, 5)
     recipe = cfg.train.recipe
     recipe.scenes = min(recipe.scenes, 64)
-    for stage in (recipe.autoencoder, recipe.judge, *recipe.denoisers.values()):
+    for stage in (recipe.autoencoder, recipe.decoder, recipe.judge, *recipe.denoisers.values()):
         stage.max_steps, stage.batch_size = min(stage.max_steps, 4), min(stage.batch_size, 8)
     cfg.train.examine_prompts = min(cfg.train.examine_prompts, 2)
     cfg.train.examine_steps = list(cfg.train.examine_steps)[:2]
@@ -543,7 +543,7 @@ def _log_curves(out: Path, denoisers: Mapping[str, Any], tracker: Tracker) -> No
     """Training curves, which the stages wrote as CSV, to W&B."""
     import pandas as pd
 
-    for name in ("autoencoder", "judge", *denoisers):
+    for name in ("autoencoder", "judge", "decoder", *denoisers):
         for file in sorted(out.glob(f"{name}/log/metrics.csv")):
             frame = pd.read_csv(file)
             columns = [c for c in frame.columns if c not in ("epoch", "step")]

@@ -34,6 +34,7 @@ from edgesched.micro.build import (
 )
 from edgesched.micro.train import (
     AutoencoderModule,
+    DecoderModule,
     DenoiserModule,
     JudgeModule,
     ScenePool,
@@ -70,6 +71,7 @@ class Recipe:
 
     Args:
         autoencoder: Size of the autoencoder's training.
+        decoder: Size of the training of its decoder alone, once the judge is there.
         judge: Size of the judge's training.
         denoisers: Size of each model, by name, from small to large.
         scenes: Rendered training scenes.
@@ -80,6 +82,7 @@ class Recipe:
     """
 
     autoencoder: StageSize
+    decoder: StageSize
     judge: StageSize
     denoisers: Mapping[str, DenoiserSize]
     scenes: int = 24_000
@@ -151,6 +154,19 @@ def train_autoencoder(recipe: Recipe, out: Path) -> None:
     """Train the autoencoder to its last step, from its last checkpoint if there is one."""
     pool = _pool(recipe, out)
     _fit(_autoencoder_module(recipe, pool), pool, recipe.autoencoder, recipe, out, "autoencoder")
+
+
+def _decoder_module(recipe: Recipe, pool: ScenePool, out: Path) -> DecoderModule:
+    autoencoder = _restored(_autoencoder_module(recipe, pool), out, "autoencoder").autoencoder
+    judge = _restored(_judge_module(recipe, pool), out, "judge").judge
+    size = recipe.decoder
+    return DecoderModule(autoencoder, judge, pool, size.learning_rate, size.max_steps)
+
+
+def train_decoder(recipe: Recipe, out: Path) -> None:
+    """Train the decoder on, from its last checkpoint if there is one."""
+    pool = _pool(recipe, out)
+    _fit(_decoder_module(recipe, pool, out), pool, recipe.decoder, recipe, out, "decoder")
 
 
 def train_judge(recipe: Recipe, out: Path) -> None:
@@ -252,10 +268,13 @@ def train_family(recipe: Recipe, out: Path | str, weights: Path | str) -> dict[s
     seconds["autoencoder_and_judge"] = time.perf_counter() - start
     start = time.perf_counter()
     encoded = encode_pool(recipe, out)
-    largest_first = list(recipe.denoisers)[::-1]
-    _side_by_side([(train_denoiser, (name, recipe, out)) for name in largest_first], recipe.processes)
-    seconds["denoisers"] = time.perf_counter() - start
-    autoencoder = _restored(_autoencoder_module(recipe, pool), out, "autoencoder").autoencoder
+    jobs: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
+        (train_denoiser, (name, recipe, out))
+        for name in list(recipe.denoisers)[::-1]  # the largest first
+    ]
+    _side_by_side([*jobs, (train_decoder, (recipe, out))], recipe.processes)
+    seconds["denoisers_and_decoder"] = time.perf_counter() - start
+    autoencoder = _restored(_decoder_module(recipe, pool, out), out, "decoder").autoencoder
     autoencoder.register_to_config(scaling_factor=float(encoded["scale"]))
     judge = _restored(_judge_module(recipe, pool), out, "judge").judge
     save_judge(judge, weights / "judge")

@@ -237,6 +237,61 @@ class AutoencoderModule(MicroModule):
         return loss
 
 
+class DecoderModule(MicroModule):
+    """The autoencoder's decoder, trained on with its latents kept: it learns to decode what denoisers leave.
+
+    Latents get noise of up to ``latent_noise`` of their spread, so that small errors of a denoiser do not
+    become crooked edges. The loss is that of the pixels and a perceptual one (Esser et al. 2021), the cosine
+    distance of the judge's patch tokens; its score is not looked at.
+
+    Args:
+        autoencoder: A trained autoencoder; its encoder does not change.
+        judge: A trained judge; it does not change.
+        pool: Training scenes.
+        learning_rate: Peak learning rate.
+        max_steps: Optimiser steps.
+        latent_noise: Largest noise, in standard deviations of the latents.
+        perceptual_weight: Weight of the perceptual loss.
+    """
+
+    muon_factor = 2.0
+    outer = ("decoder.layers.0.",)
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderTiny,
+        judge: CLIPModel,
+        pool: ScenePool,
+        learning_rate: float,
+        max_steps: int,
+        latent_noise: float = 0.4,
+        perceptual_weight: float = 0.5,
+    ) -> None:
+        super().__init__(learning_rate, max_steps)
+        self.autoencoder = autoencoder
+        self.autoencoder.encoder.requires_grad_(False)
+        self.eyes = judge.vision_model.requires_grad_(False)
+        self.pool = pool
+        self.latent_noise, self.perceptual_weight = latent_noise, perceptual_weight
+
+    def training_step(self, batch: tuple[Tensor, int], _: int) -> Tensor:
+        """Pixel errors and the distance of patch tokens."""
+        pixels = to_pixels(self.pool.images[batch[0].cpu().numpy()]).to(self.device)
+        with torch.no_grad():
+            latents = self.autoencoder.encode(pixels).latents
+            target = self.eyes(pixel_values=pixels).last_hidden_state.float()
+            amount = torch.rand(len(pixels), 1, 1, 1, device=self.device) * self.latent_noise * latents.std()
+            noisy = latents + amount * torch.randn_like(latents)
+        decoded = self.autoencoder.decode(noisy).sample.float()
+        difference = decoded - pixels
+        pixel = difference.abs().mean() + difference.square().mean()
+        seen = self.eyes(pixel_values=decoded).last_hidden_state.float()
+        perceptual = 1 - F.cosine_similarity(seen, target, dim=-1).mean()
+        self.log("pixel_loss", pixel, prog_bar=True)
+        self.log("perceptual_loss", perceptual, prog_bar=True)
+        return pixel + self.perceptual_weight * perceptual
+
+
 class JudgeModule(MicroModule):
     """Contrastive training of the judge with hard negatives (CLIP, Radford et al. 2021; NegCLIP, 2023).
 
