@@ -459,7 +459,8 @@ def train_micro(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None
     scorer = CLIPScore(str(weights / "judge"))
     counts = [int(k) for k in cfg.train.examine_steps]
     schedulers = [None if name is None else str(name) for name in cfg.train.schedulers]
-    settings = compare_settings(models, prompts, scorer, list(cfg.train.guidance_scales), schedulers, counts[-3:])
+    compared = [int(k) for k in cfg.train.compared_steps]
+    settings = compare_settings(models, prompts, scorer, list(cfg.train.guidance_scales), schedulers, compared)
     chosen = {name: max((s for s in settings if s.model == name), key=lambda s: s.score) for name in models}
     for name, model in models.items():
         model.guidance_scale, model.scheduler = chosen[name].guidance_scale, chosen[name].scheduler
@@ -526,7 +527,7 @@ def train_micro(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None
         report.Section("Cost of a denoising step at batch 64", (),
                        ("model", "milliseconds an image", "over the first"), speed_rows),
         report.Section("Guidance and scheduler, by measurement",
-                       (f"Mean score over the {len(prompts)} prompts at {', '.join(map(str, counts[-3:]))} steps.",),
+                       (f"Mean score over the {len(prompts)} prompts at {', '.join(map(str, compared))} steps.",),
                        setting_columns, setting_rows),
     ]  # fmt: skip
     facts = {"Device": str(metrics["device"]), "Seconds": f"{metrics['seconds_total']:.0f}", "Weights": str(weights)}
