@@ -139,7 +139,8 @@ def train_thresholds(
     b, c, m, _ = scenario.shape
     if m == 1:
         return start.detach()
-    wide = _repeat(scenario, starts)
+    fixed = dataclasses.replace(scenario, demand=scenario.demand.detach(), quality=scenario.quality.detach())
+    wide = fixed.repeat(starts)
     middle, spread = (t.repeat(starts)[:, None] for t in (centre, width))
     order = place.repeat(starts, 1)
     mass = bands(torch.special.ndtr((start - centre[:, None]) / width[:, None])).clamp(min=_EDGE)
@@ -170,17 +171,8 @@ def train_thresholds(
         tried = torch.cat([start[None], kept.reshape(starts, b, m - 1), torch.stack(alone)])
         rows = len(tried)
         p = routed(below(tried.flatten(0, 1)), place.repeat(rows, 1))
-        planned = solve(_repeat(scenario, rows), assignment=p, seed=seed).utility.reshape(rows, b)
+        planned = solve(fixed.repeat(rows), assignment=p, seed=seed).utility.reshape(rows, b)
         return tried[planned.argmax(0), torch.arange(b, device=start.device)]
-
-
-def _repeat(scenario: Scenario, times: int) -> Scenario:
-    """The batch repeated, rows in the order (repeat, scenario)."""
-    fields = {f.name: getattr(scenario, f.name) for f in dataclasses.fields(scenario)}
-    return Scenario(**{
-        name: value.detach().repeat(times, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) and name != "steps" else value
-        for name, value in fields.items()
-    })  # fmt: skip
 
 
 def _cheapest(scenario: Scenario) -> Tensor:

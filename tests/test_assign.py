@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgesched import search
 from edgesched.assign import (
     AlwaysBest,
     AlwaysCheapest,
@@ -19,7 +20,6 @@ from edgesched.assign import (
     mixture_quantiles,
     threshold_assignment,
 )
-from edgesched import search
 from edgesched.errors import PlanError
 from edgesched.objective import best_share, evaluate
 from edgesched.types import Plan, Scenario
