@@ -138,10 +138,12 @@ def test_trained_thresholds_reach_the_best_of_a_fine_grid(models, latency):
     """Oracle: every pair of thresholds on a grid that reaches beyond all scores, at the best of all steps."""
     s = Scenario.random(3, categories=3, models=models, steps=4, seed=5, latency=latency)
     scores = Known(3, models, 4)
-    grid = torch.linspace(-8, 18, 27 if latency == "queue" else 53, dtype=torch.float64).tolist()
-    tried = [utility_of(s, Probabilistic(list(cuts))(s, scores))
-             for cuts in itertools.combinations_with_replacement(grid, models - 1)]  # fmt: skip
-    oracle = torch.stack(tried).amax(0)
+    grid = torch.linspace(-8, 18, 53, dtype=torch.float64).tolist()
+    cuts = torch.tensor(list(itertools.combinations_with_replacement(grid, models - 1)))
+    capable_first = (s.demand[..., None] * s.quality.amax(-1)).sum(1).argsort(descending=True)
+    bands = threshold_assignment(scores.mean()[:, 0, 0], scores.std()[:, 0, 0], cuts)
+    p = torch.stack([bands[..., order.argsort()] for order in capable_first], 1)
+    oracle = utility_of(s.repeat(len(cuts)), p.flatten(0, 1)).reshape(len(cuts), 3).amax(0)
     trained = utility_of(s, Trained()(s, scores))
     assert (trained >= oracle - 2e-3 * oracle.abs()).all(), (trained, oracle)
     assert (trained >= utility_of(s, Probabilistic()(s, scores)) - 1e-9).all()
