@@ -88,7 +88,7 @@ def test_variance_shares_add_up_and_recover_made_up_components(tmp_path):
     assert sum(r["share"] for r in rows.values()) == pytest.approx(1)
     assert rows["prompt"]["variance"] == pytest.approx(4.0, rel=0.2)
     assert rows["prompt x model"]["variance"] == pytest.approx(0.49, rel=0.1)
-    assert rows["category x model"]["variance"] == pytest.approx(0.6**2 * 4 / 3, rel=0.3)
+    assert rows["category x model"]["variance"] == pytest.approx(0.6**2 * 8 / 3, rel=0.15)
     for row in rows.values():
         assert row["lo"] <= row["share"] <= row["hi"] or row["share"] < 0.01
 
