@@ -45,6 +45,8 @@ class Schema:
     assign: Any = field(default_factory=dict)
     search: Any = field(default_factory=dict)
     workload: Any = field(default_factory=dict)
+    estimate: Any = field(default_factory=dict)
+    policies: Any = field(default_factory=dict)
     replay: Any = field(default_factory=dict)
     train: Any = field(default_factory=dict)
     logger: Any = field(default_factory=dict)

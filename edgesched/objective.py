@@ -104,6 +104,16 @@ def total_delay(latency: str, load: Tensor, service: Tensor, share: Tensor) -> t
     return torch.where(feasible, delay, torch.full_like(delay, torch.inf)), feasible
 
 
+def calm_delay(busy: Tensor, limit: float = 0.98) -> Tensor:
+    """M/D/1 delay ρ + ρ²/(2(1 − ρ)) of every queue, continued along its tangent beyond ``limit``.
+
+    A gradient search can then start at an overload and find its way back.
+    """
+    calm = busy.clamp(max=limit)
+    slope = 1 + (2 * limit - limit**2) / (2 * (1 - limit) ** 2)
+    return calm + calm.square() / (2 * (1 - calm)) + slope * (busy - limit).clamp(min=0)
+
+
 def evaluate(scenario: Scenario, plan: Plan) -> Outcome:
     """Utility, quality and latency of a plan, by the equations at the head of this module.
 

@@ -82,6 +82,7 @@ def _smaller(cfg: DictConfig) -> DictConfig:
     cfg.campaign.steps = list(cfg.campaign.steps)[:2]
     cfg.campaign.seeds = 1
     cfg.campaign.timing_repeats = 1
+    cfg.policies.decisions.repeats = min(cfg.policies.decisions.repeats, 2)
     cfg.quality.max_epochs = min(cfg.quality.max_epochs, 5)
     recipe = cfg.train.recipe
     recipe.scenes = min(recipe.scenes, 64)
@@ -107,7 +108,8 @@ def schedule(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     workload = _plain(cfg.workload)
     scenario = quality.scenario(**_workload(dict(workload), cfg, quality.models))
     log.info("%d rows from %s; planning with %d methods", len(table), table.device, len(methods))
-    results = plan_all(methods, scenario, quality)
+    believed = build(cfg.estimate, "estimate")(scenario, fit_half, quality.models)
+    results = plan_all(methods, believed, quality)
     outcomes = replay(
         {name: result.plan for name, result in results.items()}, scenario, replay_half, quality.models,
         planned_on=fit_half, routing=cfg.replay.routing, draws=cfg.replay.draws, seed=cfg.replay.seed,

@@ -254,6 +254,10 @@ class Scenario:
         """The same scenarios on another device."""
         return self._map(lambda tensor, _: tensor.to(device))
 
+    def repeat(self, times: int) -> Scenario:
+        """The whole batch several times over: B scenarios become times · B, the batch running fastest."""
+        return self._map(lambda t, name: t if name == "steps" else t.repeat(times, *[1] * (t.ndim - 1)))
+
     def __getitem__(self, index: int | slice) -> Scenario:
         """A part of the batch; the batch dimension stays, also for a single index."""
         if isinstance(index, int):

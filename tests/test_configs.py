@@ -40,8 +40,17 @@ def test_every_option_composes_and_instantiates(option, tmp_path):
         separator, head = ("\t", "Prompt\tChallenge") if name == "parti" else (",", "text,category")
         (tmp_path / "prompts").write_text(f"{head}\na red boat{separator}Basic\n")
         cfg.prompts.path = str(tmp_path / "prompts")
+    if option in ("data=pp_scores", "data=t2i_scores"):
+        cfg.data.path = str(made_up_scores(tmp_path / "scores.csv"))
     built = list(instantiated(cfg[group], group))
     assert built or group in ("campaign", "workload", "replay", "samples", "logger")
+
+
+def made_up_scores(path):
+    """A file with the columns of both sources."""
+    rows = "".join(f"p{i},Basic,coco,stable_diffusion_v1_5,30.0,1.0\n" for i in range(20))
+    path.write_text("prompt_id,category,source,model,clip_score,latency_s\n" + rows)
+    return path
 
 
 def instantiated(node, path):

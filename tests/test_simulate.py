@@ -6,8 +6,17 @@ import torch
 from factories import MODELS, synthetic_table
 
 import edgesched as es
-from edgesched.errors import PlanError, ScoreTableError
-from edgesched.simulate import compare, replay
+from edgesched.errors import PlanError, ScenarioError, ScoreTableError
+from edgesched.robust import (
+    LowerBound,
+    bootstrap_quality,
+    compare_decisions,
+    lower_quality,
+    prompt_means,
+    resampled_quality,
+    safest,
+)
+from edgesched.simulate import compare, plan_cascade, prompt_scores, replay, replay_cascade
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +99,150 @@ def test_an_infeasible_plan_is_replayed_as_such(setting):
     result = replay({"a": broken}, scenario, held, MODELS)["a"]
     assert result.utility == float("-inf")
     assert result.latency_s == float("inf")
+
+
+def test_scores_of_one_prompt_stand_together(setting):
+    _, held, scenario, _ = setting
+    scores = prompt_scores(held, MODELS, scenario.steps)
+    row = held.frame[(held.frame.model == "middle") & (held.frame.steps == 4) & (held.frame.category == "Detail")]
+    first = row[row.prompt_id == min(row.prompt_id)]
+    for seed in (0, 1):
+        assert scores["Detail"][0, seed, 1, 2] == pytest.approx(first[first.seed == seed].clip_score.iloc[0])
+    other = prompt_scores(held, ["grand", "unknown"], [4, 5])["Detail"]
+    assert other[..., 0, 0].isfinite().all()
+    assert other[..., 1, :].isnan().all()
+    assert other[..., 1].isnan().all()
+
+
+def cascade_by_hand(plan, scenario, table, models):
+    """Oracle: every request of every prompt walked through one by one."""
+    demand, total = scenario.demand[0], float(scenario.demand.sum())
+    seconds = [float(scenario.overhead_s[0, m] + k * scenario.step_time_s[0, m])
+               for m, k in zip((plan.small, plan.large), plan.steps, strict=True)]  # fmt: skip
+    frame, quality, large, spread = table.frame, 0.0, 0.0, 0.0
+    for c, category in enumerate(table.categories):
+        given, again = [], []
+        for _, rows in frame[frame.category == category].groupby("prompt_id"):
+            for _, images in rows.groupby("seed"):
+                score = {(r.model, r.steps): r.clip_score for r in images.itertuples()}
+                one = score[models[plan.small], plan.steps[0]]
+                two = score[models[plan.large], plan.steps[1]]
+                repeat = one < plan.threshold
+                again.append(repeat)
+                given.append(one if not repeat else two if plan.deliver == "last" else max(one, two))
+        rate = np.mean(again)
+        quality += float(demand[c]) / total * np.mean(given)
+        large += float(demand[c]) * rate
+        spread += float(demand[c]) * rate * (1 - rate)
+    latency = total * (seconds[0] + plan.judge_s) / plan.share[0]
+    if large:
+        latency += (large**2 + spread) * seconds[1] / plan.share[1] / total
+    return quality, latency
+
+
+@pytest.mark.parametrize("deliver", ["last", "better"])
+def test_a_cascade_pays_for_both_passes(setting, deliver):
+    fit, held, scenario, _ = setting
+    plan = plan_cascade(scenario, fit, MODELS, deliver=deliver, judge_s=0.002, thresholds=9)
+    result = replay_cascade(plan, scenario, held, MODELS, planned_on=fit, draws=50)
+    quality, latency = cascade_by_hand(plan, scenario, held, MODELS)
+    assert result.quality == pytest.approx(quality, rel=1e-6)
+    assert result.latency_s == pytest.approx(latency, rel=1e-6)
+    assert result.utility == pytest.approx(quality - 0.4 * latency)
+    assert result.utility_draws.std() > 0
+    quality, latency = cascade_by_hand(plan, scenario, fit, MODELS)
+    noise = 0.4 * 0.25 * 20 * float(scenario.step_time_s.max() * 16 + 1) / max(plan.share[1], 1e-3) / 20
+    assert quality - 0.4 * latency - 1e-6 <= plan.utility <= quality - 0.4 * latency + noise
+
+
+def test_a_cascade_finds_the_threshold_that_parts_easy_from_hard():
+    """The small model fails on half of the prompts, the large one never: repeat exactly what failed."""
+    frame = synthetic_table(20, 1, std=0.0).frame.copy()
+    failed = frame.prompt_id.str.rsplit("-").str[-1].astype(int) % 2 == 0
+    frame["clip_score"] = np.where(frame.model == "grand", 90.0, np.where(failed, 20.0, 90.0))
+    table = es.ScoreTable(frame)
+    scenario = es.fit_quality(table, max_epochs=2).scenario(5.0, 1.0)
+    plan = plan_cascade(scenario, table, MODELS)
+    assert (MODELS[plan.small], MODELS[plan.large], plan.steps) == ("tiny", "grand", (1, 1))
+    assert 20.0 < plan.threshold <= 90.0
+    result = replay_cascade(plan, scenario, table, MODELS, draws=10)
+    assert result.quality == pytest.approx(90.0)
+    shut = plan_cascade(scenario.__class__(**{**vars(scenario), "latency_weight": [1e5]}), table, MODELS)
+    assert shut.threshold == float("-inf")
+    assert replay_cascade(shut, scenario, table, MODELS, draws=10).quality == pytest.approx(55.0)
+
+
+def test_a_cascade_keeps_to_limits_and_queues(setting):
+    fit, held, scenario, _ = setting
+    fields = vars(scenario)
+    tight = es.Scenario(**{**fields, "memory_gib": [[1.0, 2.0, 4.0]], "memory_limit_gib": [3.5]})
+    plan = plan_cascade(tight, fit, MODELS, thresholds=5)
+    assert {plan.small, plan.large} == {0, 1} or plan.threshold == float("-inf")
+    queue = es.Scenario(**{**fields, "latency": "queue", "demand": [[0.5] * 4]})
+    plan = plan_cascade(queue, fit, MODELS, thresholds=5)
+    result = replay_cascade(plan, queue, held, MODELS, draws=20)
+    assert np.isfinite(result.utility)
+    assert sum(plan.share) == pytest.approx(1)
+    for message, bad in (("'first' is not one of", {"deliver": "first"}), ("judge_s", {"judge_s": -1.0})):
+        with pytest.raises(PlanError, match=message):
+            plan_cascade(scenario, fit, MODELS, **bad)
+    with pytest.raises(PlanError, match="two models"):
+        plan_cascade(scenario, fit, MODELS[:1])
+    with pytest.raises(ScoreTableError, match="was used for planning"):
+        replay_cascade(plan, queue, fit, MODELS, planned_on=fit)
+
+
+def test_bootstrap_draws_resample_prompts_jointly(setting):
+    fit, _, scenario, _ = setting
+    draws = bootstrap_quality(fit, MODELS, scenario.steps, draws=400, seed=1)
+    assert draws.shape == (400, 4, 3, 5)
+    means = prompt_means(fit, MODELS, scenario.steps)
+    exact = resampled_quality(means, [torch.ones(1, len(p), dtype=torch.float64) for p in means])[0]
+    assert torch.allclose(exact[2], means[2].mean(0))
+    spread = torch.stack([p.std(0, correction=0) / len(p) ** 0.5 for p in means])
+    assert torch.allclose(draws.std(0), spread, rtol=0.2)
+    difference = draws[:, 0, 2, 4] - draws[:, 0, 1, 4]
+    independent = (draws[:, 0, 2, 4].var() + draws[:, 0, 1, 4].var()).sqrt()
+    assert difference.std() < 0.75 * independent
+    assert torch.equal(draws, bootstrap_quality(fit, MODELS, scenario.steps, draws=400, seed=1))
+
+
+def test_the_lower_bound_lies_below_by_what_prompts_are_unsure(setting):
+    fit, _, scenario, _ = setting
+    draws = bootstrap_quality(fit, MODELS, scenario.steps, draws=400)
+    lower = lower_quality(scenario.quality[0], draws, 0.1)
+    assert torch.allclose(scenario.quality[0] - lower, 1.28 * draws.std(0), rtol=0.35)
+    view = LowerBound(level=0.1, draws=400)(scenario, fit, MODELS)
+    assert torch.allclose(view.quality[0], lower)
+    masked = scenario.quality.clone()
+    masked[0, :, 1, 4] = -torch.inf
+    draws[:, :, 1, 4] = -torch.inf
+    assert torch.isneginf(lower_quality(masked[0], draws, 0.1)[:, 1, 4]).all()
+    for bad, message in (({"level": 1.0}, "level"), ({"draws": 1}, "draws")):
+        with pytest.raises(ScenarioError, match=message):
+            LowerBound(**bad)
+
+
+def test_the_safest_plan_shuns_the_model_that_nobody_knows():
+    s = es.Scenario([[1.0]], [[[[10.0], [10.2]]]], [1], [[1.0, 1.0]], [[0.0, 0.0]], [0.0])
+    noise = torch.linspace(-3, 3, 101, dtype=torch.float64)
+    draws = torch.stack([torch.full_like(noise, 10.0), 10.2 + noise], -1)[:, None, None, :, None]
+    plans = [es.Plan([[[1.0, 0.0]]], [[1, 1]], [[1.0, 0.0]]), es.Plan([[[0.0, 1.0]]], [[1, 1]], [[0.0, 1.0]])]
+    assert safest(s, draws, plans, 0.1).assignment[0, 0].tolist() == [1.0, 0.0]
+    assert safest(s, draws, plans, 0.9).assignment[0, 0].tolist() == [0.0, 1.0]
+
+
+def test_decisions_from_more_prompts_are_better_and_less_spread(setting):
+    fit, held, scenario, _ = setting
+    rows = compare_decisions(scenario, fit, held, MODELS, counts=(2, None), repeats=12, draws=20, candidates=1)
+    by = {(r["prompts"], r["rule"]): r for r in rows}
+    assert len(by) == 6
+    many = max(p for p, _ in by)
+    for rule in ("mean", "lower_bound", "safest"):
+        assert by[many, rule]["regret"] < by[2, rule]["regret"]
+        assert by[many, rule]["regret"] > -1e-6
+        assert by[2, rule]["p10"] <= by[2, rule]["utility"]
+    assert by[2, "mean"]["optimism"] > by[many, "mean"]["optimism"]
+    assert by[2, "mean"]["gain"] == 0
+    with pytest.raises(ScoreTableError, match="share prompts"):
+        compare_decisions(scenario, fit, fit, MODELS)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgesched.errors import SearchError
-from edgesched.objective import best_share, evaluate, loads, share_for_load, step_service_times, total_delay
+from edgesched.objective import best_share, calm_delay, evaluate, loads, share_for_load, step_service_times, total_delay
 from edgesched.search._result import certified, checked_assignment, positive
 from edgesched.search.exact import best_assignment, quality_by_step
 from edgesched.types import Plan, Scenario, SearchResult
@@ -93,9 +93,7 @@ def relax(
             delay = (load * time_m.sqrt()).sum(-1).square()
         else:
             busy = load * time_m / share_logit.softmax(-1).clamp(min=1e-9)
-            calm = busy.clamp(max=0.98)
-            slope = 1 + (2 * 0.98 - 0.98**2) / (2 * 0.02**2)
-            delay = (calm + calm.square() / (2 * (1 - calm)) + slope * (busy - 0.98).clamp(min=0)).sum(-1)
+            delay = calm_delay(busy).sum(-1)
         utility = quality - scenario.latency_weight * delay / total
         optimizer.zero_grad()
         (-utility.sum()).backward()

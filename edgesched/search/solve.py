@@ -11,6 +11,7 @@ from edgesched.types import Scenario, SearchResult
 
 _FAST_COMBINATIONS = 20_000
 _FAST_JOINT_COMBINATIONS = 2_000
+_FAST_QUEUE_COMBINATIONS = 1_000
 
 
 def solve(scenario: Scenario, *, assignment: Tensor | None = None, seed: int = 0) -> SearchResult:
@@ -31,8 +32,11 @@ def solve(scenario: Scenario, *, assignment: Tensor | None = None, seed: int = 0
     _, _, m, k = scenario.shape
     slot = scenario.latency == "slot"
     separable = slot and scenario.share_units is None and scenario.memory_gib is None and scenario.deadline_s is None
-    few = k**m <= (_FAST_JOINT_COMBINATIONS if assignment is None else _FAST_COMBINATIONS)
-    if few and (separable or (assignment is not None and slot)):
+    if assignment is None:
+        enumerable = separable and k**m <= _FAST_JOINT_COMBINATIONS
+    else:
+        enumerable = k**m <= (_FAST_COMBINATIONS if slot else _FAST_QUEUE_COMBINATIONS)
+    if enumerable:
         return exact(scenario, assignment=assignment)
     if separable:
         return coordinate(scenario, assignment=assignment, seed=seed)
