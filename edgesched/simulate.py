@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,14 +156,18 @@ def prompt_scores(table: ScoreTable, models: Sequence[str], steps: Sequence[int]
     import pandas as pd
 
     frame = table.frame
-    names = {"seed": np.sort(frame["seed"].unique()), "model": list(models), "steps": [int(k) for k in steps]}
+    names: dict[str, list[Any]] = {
+        "seed": sorted(frame["seed"].unique()),
+        "model": list(models),
+        "steps": [int(k) for k in steps],
+    }
     places = [pd.Index(values).get_indexer(frame[column]) for column, values in names.items()]
     known = np.all([place >= 0 for place in places], 0)
     scores = {}
     for category in table.categories:
         here = (frame["category"] == category).to_numpy()
         prompts, place = np.unique(frame["prompt_id"][here].to_numpy(str), return_inverse=True)
-        values = np.full((len(prompts), *map(len, names.values())), np.nan)
+        values = np.full((len(prompts), *(len(options) for options in names.values())), np.nan)
         mine = known & here
         values[place[known[here]], *(at[mine] for at in places)] = frame[table.score][mine]
         scores[category] = torch.tensor(values)
@@ -315,10 +320,10 @@ def plan_cascade(
     _, first, last, threshold, repeats = best
     load = torch.tensor([[total, repeats]], dtype=torch.float64)
     service = torch.stack([seconds[first] + judge_s, seconds[last]])[None]
-    share = share_for_load(scenario, load, service)[0].tolist()
+    first_share, last_share = share_for_load(scenario, load, service)[0].tolist()
     (small, i), (large, j) = options[first], options[last]
     steps = int(scenario.steps[i]), int(scenario.steps[j])
-    return CascadePlan(small, large, steps, threshold, (share[0], share[1]), deliver, judge_s, best[0])
+    return CascadePlan(small, large, steps, threshold, (first_share, last_share), deliver, judge_s, best[0])
 
 
 def _row_weights(values: Tensor, category: str) -> Tensor:
