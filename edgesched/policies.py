@@ -236,7 +236,7 @@ def _figure(by_load: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Any:
     for ax, name in zip(axes.flat, names, strict=False):
         gains = [rows[name]["over_single"] for rows in by_load.values()]
         value = [g["value"] for g in gains]
-        spread = [[g["value"] - g["lo"] for g in gains], [g["hi"] - g["value"] for g in gains]]
+        spread = [[max(g["value"] - g["lo"], 0.0) for g in gains], [max(g["hi"] - g["value"], 0.0) for g in gains]]
         ax.axhline(0, color=figures.FAINT, linewidth=0.8)
         ax.errorbar(
             loads, value, yerr=spread, color=figures.COLOURS[0], marker="o", markersize=3, linewidth=1.3, capsize=2

@@ -205,9 +205,12 @@ class ScoreTable:
         import pandas as pd
 
         try:
-            frame = pd.read_csv(path).rename(columns=dict(columns or {}))
+            frame = pd.read_csv(path)
         except (OSError, ValueError) as exc:
             raise ScoreTableError(f"{path}: cannot be read as CSV ({exc})") from exc
+        renamed = {old: new for old, new in (columns or {}).items() if old in frame}
+        replaced = [new for old, new in renamed.items() if new in frame and new != old]
+        frame = frame.drop(columns=replaced).rename(columns=renamed)
         for column, default in (("steps", 1), ("seed", 0), ("batch_size", 1)):
             if column not in frame:
                 frame[column] = default

@@ -37,6 +37,8 @@ def _shaped(name: str, tensor: Tensor, shape: tuple[int, ...], error: type[Excep
         return tensor.expand(shape)
     if len(shape) == 2 and tensor.shape == (shape[0], 1):
         return tensor.expand(shape)
+    if tensor.ndim == len(shape) and tensor.shape == (1, *shape[1:]):
+        return tensor.expand(shape)
     raise error(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
 
 
