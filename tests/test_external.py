@@ -1,5 +1,6 @@
 """Scores from outside: files as described become tables, the variance table matches made-up effects."""
 
+import html
 import json
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def test_policies_are_compared_under_load_and_in_words(tmp_path, capsys):
     assert {r["rule"] for r in metrics["decisions"]} == {"mean", "lower_bound", "safest"}
     assert [r["source"] for r in metrics["variance"]] == list(SOURCES)
     page = (tmp_path / "report.html").read_text()
-    assert metrics["words"][0] in page
+    assert html.escape(metrics["words"][0]) in page
     assert "Where the variance of scores lies" in page
     assert metrics["words"][0] in capsys.readouterr().out
 
