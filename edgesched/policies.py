@@ -162,7 +162,7 @@ def words(by_load: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
         name = max(fair, key=lambda n: fair[n]["utility"])
         gain = fair[name]["over_single"]
         start = f"At {load} requests of every category"
-        if name == SINGLE or gain["value"] <= 0:
+        if name == SINGLE or gain["value"] <= 1e-9:
             text = f"{start} the best single model for everyone wins ({rows[SINGLE]['utility']:.3f} points)"
         elif fair[name]["clear"]:
             text = (f"{start} {name} wins, {gain['value']:+.3f} points over the best single model "
@@ -215,7 +215,7 @@ def _sections(metrics: Mapping[str, Any], picture: Path) -> list[report.Section]
         ))  # fmt: skip
     if "decisions" in metrics:
         few: list[list[report.Cell]] = [
-            [r["prompts"], r["rule"], r["utility"], r["std"], r["p10"], r["regret"], r["optimism"],
+            [r["prompts"] or "all", r["rule"], r["utility"], r["std"], r["p10"], r["regret"], r["optimism"],
              f"{r['gain']:+.4f} ± {r['gain_se']:.4f}"] for r in metrics["decisions"]
         ]  # fmt: skip
         sections.append(report.Section(
@@ -242,7 +242,7 @@ def _figure(by_load: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Any:
             loads, value, yerr=spread, color=figures.COLOURS[0], marker="o", markersize=3, linewidth=1.3, capsize=2
         )
         ax.set_xscale("log")
-        ax.set_yscale("symlog", linthresh=0.5)
+        ax.set_yscale("symlog", linthresh=1.0)
         ax.set_title(name)
         ax.set_xlabel("requests a category")
     for ax in axes.flat[len(names) :]:

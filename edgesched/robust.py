@@ -198,7 +198,7 @@ def compare_decisions(
         search: Search method.
 
     Returns:
-        One row for every count and rule: ``prompts``, ``rule``, mean ``utility`` replayed, its ``std`` and its
+        One row for every count and rule: ``prompts`` (None for all), ``rule``, mean ``utility`` replayed, its ``std`` and its
         ``p10`` over the repeats, ``optimism`` (planned less replayed utility, on average), ``regret`` (below the
         best plan had the held-out qualities been known), and ``gain`` over ``mean`` in the same repeats with its
         standard error ``gain_se``.
@@ -230,7 +230,7 @@ def compare_decisions(
             planned = evaluate(dataclasses.replace(wide, quality=mean), chosen[name]).utility
             gain = utility - replayed["mean"]
             rows.append({
-                "prompts": count or min(sizes),
+                "prompts": count,
                 "rule": name,
                 "utility": float(utility.mean()),
                 "std": float(utility.std()),
