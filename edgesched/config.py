@@ -47,6 +47,7 @@ class Schema:
     workload: Any = field(default_factory=dict)
     estimate: Any = field(default_factory=dict)
     policies: Any = field(default_factory=dict)
+    difficulty: Any = field(default_factory=dict)
     replay: Any = field(default_factory=dict)
     train: Any = field(default_factory=dict)
     logger: Any = field(default_factory=dict)

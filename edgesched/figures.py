@@ -313,6 +313,40 @@ def plan_bars(
     return figure
 
 
+def difficulty(
+    offsets: Mapping[str, tuple[np.ndarray, np.ndarray]], gains: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> Figure:
+    """Predicted against measured offsets of held-out prompts, and what planning by levels gains at every load.
+
+    Args:
+        offsets: Category → predicted and measured offsets, each of shape (prompts,), in points.
+        gains: Where levels come from → load → ``value lo hi``, in points of utility.
+    """
+    figure, (left, right) = _axes(2, width=4.2, height=3.0)
+    for colour, (name, (predicted, measured)) in zip(COLOURS, offsets.items(), strict=False):
+        left.scatter(predicted, measured, s=12, color=colour, alpha=0.7, linewidths=0, label=name)
+    both = np.concatenate([p for p, _ in offsets.values()])
+    ends = np.array([both.min(), both.max()])
+    left.plot(ends, ends, color=FAINT, linewidth=1.0)
+    left.set_xlabel("predicted offset (points)")
+    left.set_ylabel("measured offset (points)")
+    left.legend(fontsize=7, frameon=False)
+    for place, (colour, (name, by_load)) in enumerate(zip(COLOURS, gains.items(), strict=False)):
+        load = np.array([float(n) for n in by_load]) * 1.06**place
+        value = np.array([row["value"] for row in by_load.values()])
+        low, high = (np.array([row[edge] for row in by_load.values()]) for edge in ("lo", "hi"))
+        spread = np.stack([value - low, high - value]).clip(min=0)
+        right.errorbar(
+            load, value, yerr=spread, color=colour, marker="o", markersize=3, linewidth=1.3, capsize=2, label=name
+        )
+    right.axhline(0, color=FAINT, linewidth=0.8)
+    right.set_xscale("log")
+    right.set_xlabel("requests a category")
+    right.set_ylabel("gain of levels (points)")
+    right.legend(fontsize=7, frameon=False)
+    return figure
+
+
 def save(figure: Figure, path: Path, *, vector: bool = False) -> Path:
     """Write a figure as PNG, and as SVG beside it if asked for; returns the PNG's path."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ def parti(
     repository: str = "nateraw/parti-prompts",
     revision: str | None = None,
     other_challenges: bool = False,
+    numbered: bool = False,
     per_category: int | None = None,
 ) -> PromptSet:
     """PartiPrompts (Yu et al. 2022) from its TSV file, challenges mapped to the four categories.
@@ -41,6 +42,7 @@ def parti(
         repository: Data set on the hub that holds ``PartiPrompts.tsv``, where no path is given.
         revision: Revision of the data set.
         other_challenges: Keep the other challenges as categories of their own.
+        numbered: Name prompts by their line, ``PP1``, ``PP2``, … as score tables from elsewhere do, not by a hash.
         per_category: Most prompts of each category.
 
     Raises:
@@ -54,7 +56,8 @@ def parti(
     )
     frame = frame[frame["category"].notna()]
     frame = frame.drop_duplicates("Prompt")
-    return _prompt_set(path, frame["Prompt"].tolist(), frame["category"].tolist(), None, per_category)
+    ids = [f"PP{line + 1}" for line in frame.index] if numbered else None
+    return _prompt_set(path, frame["Prompt"].tolist(), frame["category"].tolist(), ids, per_category)
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:

@@ -120,7 +120,8 @@ class CLIPScore(SampleScore):
             log.warning("%s: a prompt of %d tokens is cut to %d: %.60s…", self.path, tokens, limit, text)
         return tokens > limit
 
-    def _embedded(self, texts: Sequence[str]) -> Tensor:
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings of prompts, shape (N, width); each is computed once."""
         model, tokenizer, _ = self._parts()
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
@@ -146,7 +147,7 @@ class CLIPScore(SampleScore):
             self.truncates(text)
         pixels = processor(images=list(images), return_tensors="pt").pixel_values.to(self.where)
         image = F.normalize(model.get_image_features(pixel_values=pixels).pooler_output, dim=-1)
-        return (100 * (image * self._embedded(texts)).sum(-1)).cpu()
+        return (100 * (image * self.embed_texts(texts)).sum(-1)).cpu()
 
 
 class Colourfulness(SampleScore):
