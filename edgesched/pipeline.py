@@ -91,6 +91,8 @@ def _smaller(cfg: DictConfig) -> DictConfig:
     cfg.train.examine_prompts = min(cfg.train.examine_prompts, 2)
     cfg.train.examine_steps = list(cfg.train.examine_steps)[:2]
     cfg.train.guidance_scales = list(cfg.train.guidance_scales)[:2]
+    cfg.train.schedulers = list(cfg.train.schedulers)[:2]
+    cfg.train.compared_steps = list(cfg.train.examine_steps)[:1]
     return cfg
 
 
@@ -468,16 +470,17 @@ def train_micro(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None
         model.guidance_scale, model.scheduler = chosen[name].guidance_scale, chosen[name].scheduler
     examined = folder / "examination"
     table = run_campaign(prompts, models, {"clip_score": scorer}, steps=counts, seeds=1, out=examined,
-                         batch_size=64, timing_repeats=3)  # fmt: skip
+                         batch_size=8 if small else 64, timing_repeats=1 if small else 3)  # fmt: skip
     mean = table.frame.groupby(["model", "category", "steps"])[table.score].mean()
     family: dict[str, Any] = {"render": judged["render"], "reconstruction": rebuilt}
     timing = {(r["model"], r["batch_size"], r["steps"]): r["latency_s"] for r in table.manifest["timing"]}
+    batch = max(b for _, b, _ in timing)
     for name in models:
         family[name] = {c: {"best_score": float(mean[name][c].max())} for c in table.categories}
-        counts = sorted(k for m, b, k in timing if m == name and b == 64)
+        counts = sorted(k for m, b, k in timing if m == name and b == batch)
         if len(counts) > 1:
             first, last = counts[0], counts[-1]
-            family[name]["seconds_per_step"] = (timing[name, 64, last] - timing[name, 64, first]) / (last - first)
+            family[name]["seconds_per_step"] = (timing[name, batch, last] - timing[name, batch, first]) / (last - first)
     metrics = {
         "judge": {"accuracy": judged["accuracy"], "accuracy_by_attribute": judged["accuracy_by_attribute"]},
         "family": family,
