@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,37 @@ def plan_bars(
     right.set_yticks(at, list(models))
     right.set_xlabel("share of the server")
     right.set_xlim(0, max(1.0, 1.35 * float(share.max())))
+    return figure
+
+
+def score_levels(levels: Sequence[Mapping[str, Any]], cuts: Sequence[float], reference: str, score_name: str) -> Figure:
+    """Mean score of every model on prompts of low, middle and high reference score, with 95 % intervals.
+
+    Args:
+        levels: As from :func:`edgesched.diagnostics.score_levels`, lowest first.
+        cuts: Thresholds between the levels, in points.
+        reference: Name of the reference model.
+        score_name: Label of the score axis.
+    """
+    figure, axes = _axes(1, width=5.2, height=3.2)
+    models = list(levels[0]["models"])
+    for i, model in enumerate(models):
+        value = np.array([level["models"][model]["mean"] for level in levels])
+        low, high = (np.array([level["models"][model][edge] for level in levels]) for edge in ("lo", "hi"))
+        at = np.arange(len(levels)) + 0.08 * (i - (len(models) - 1) / 2)
+        spread = np.stack([value - low, high - value]).clip(min=0)
+        axes[0].errorbar(
+            at, value, spread, color=COLOURS[i], marker="o", markersize=5, capsize=3, linewidth=1.4, label=model
+        )
+    edges = [
+        "below " + f"{cuts[0]:.1f}",
+        *(f"{a:.1f} to {b:.1f}" for a, b in itertools.pairwise(cuts)),
+        f"above {cuts[-1]:.1f}",
+    ]
+    axes[0].set_xticks(range(len(levels)), edges)
+    axes[0].set_xlabel(f"score of the prompt under {reference} (points)")
+    axes[0].set_ylabel(f"{score_name} (points)")
+    axes[0].legend(fontsize=8, frameon=False, loc="lower right")
     return figure
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from edgesched import figures, report
 from edgesched.config import build
+from edgesched.diagnostics import score_levels
 from edgesched.errors import ConfigError, PlanError, ScoreTableError
 from edgesched.external import variance_table
 from edgesched.objective import single_best_plan
@@ -24,6 +25,7 @@ from edgesched.types import Plan, Scenario
 
 log = logging.getLogger(__name__)
 SINGLE, LOWER = "single_best", "joint_lower_bound"
+_SPANS = {"utility": ("", "_lo", "_hi"), "quality": ("", "_lo", "_hi"), "latency_s": ("", "", "")}
 
 
 def policies(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
@@ -71,8 +73,8 @@ def policies(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     metrics["source"] = {"device": table.device, "digest": table.digest(), "rows": len(table)}
     metrics["seconds_total"] = time.perf_counter() - started
     _write_json(folder / "metrics.json", metrics)
-    picture = figures.save(_figure(by_load), folder / "figures" / "policies.png")
-    sections = _sections(metrics, picture)
+    pictures = _pictures(metrics, table, models, folder / "figures")
+    sections = _sections(metrics, pictures)
     for section in sections:
         report.print_table(section.title, section.columns, section.rows)
     for sentence in metrics["words"]:
@@ -85,7 +87,7 @@ def policies(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     }  # fmt: skip
     report.write_html(folder / "report.html", f"edgesched: {cfg.name}", facts, sections)
     tracker.summary(metrics)
-    tracker.images({"policies": picture})
+    tracker.images({name: file for name, (file, _) in pictures.items()})
     return None
 
 
@@ -139,8 +141,9 @@ def policy_rows(outcomes: Mapping[str, Replay]) -> dict[str, dict[str, Any]]:
     for name, outcome in outcomes.items():
         low, high = outcome.interval("utility")
         row: dict[str, Any] = {
-            "utility": outcome.utility, "lo": low, "hi": high, "quality": outcome.quality, "latency_s": outcome.latency_s,
+            "utility": outcome.utility, "utility_lo": low, "utility_hi": high, "quality": outcome.quality, "latency_s": outcome.latency_s,
         }  # fmt: skip
+        row["quality_lo"], row["quality_hi"] = outcome.interval("quality")
         row["over_single"] = compare(outcome, outcomes[SINGLE])["utility_gain"]
         difference = (outcome.utility_draws - outcomes[SINGLE].utility_draws).double()
         edges = difference.quantile(torch.tensor([0.025 / rest, 1 - 0.025 / rest], dtype=torch.float64))
@@ -186,7 +189,39 @@ def _variance(table: ScoreTable, cfg: DictConfig) -> list[dict[str, Any]]:
         return []
 
 
-def _sections(metrics: Mapping[str, Any], picture: Path) -> list[report.Section]:
+def _pictures(
+    metrics: dict[str, Any], table: ScoreTable, models: Sequence[str], folder: Path
+) -> dict[str, tuple[Path, str]]:
+    """Draw what was found; name → (file, caption)."""
+    by_load = metrics["loads"]
+    made = {"policies": (figures.save(_figure(by_load), folder / "policies.png"),
+                         "Utility over the best single model against load; bars are paired 95 % intervals over prompts.")}  # fmt: skip
+    middle = list(by_load)[len(by_load) // 2]
+    rows = {
+        name: {key: tuple(row[key + end] if end else row[key] for end in ends) for key, ends in _SPANS.items()}
+        for name, row in sorted(by_load[middle].items(), key=lambda item: -item[1]["utility"])
+    }
+    made["assignment_methods"] = (
+        figures.save(figures.methods_compared(rows), folder / "assignment_methods.png"),
+        f"Assignment methods at {middle} requests of every category, on held-out prompts; bars are 95 % intervals.",
+    )
+    try:
+        found = score_levels(table, models)
+    except ScoreTableError as exc:
+        log.warning("score levels are left out: %s", exc)
+        return made
+    metrics["score_levels"] = found
+    figure = figures.score_levels(found["levels"], found["cuts"], found["reference"], table.score)
+    apart = "by another seed than is shown" if found["own_scores"] else "whose own bars are biased by it"
+    made["score_levels"] = (
+        figures.save(figure, folder / "score_levels.png"),
+        f"Prompts in three levels by the score of {found['reference']}, {apart}; every model at its largest step "
+        "count, bars are 95 % intervals over prompts.",
+    )
+    return made
+
+
+def _sections(metrics: Mapping[str, Any], pictures: Mapping[str, tuple[Path, str]]) -> list[report.Section]:
     """Tables of the report."""
 
     def span(value: Mapping[str, float]) -> str:
@@ -196,13 +231,15 @@ def _sections(metrics: Mapping[str, Any], picture: Path) -> list[report.Section]
     for load, by_name in metrics["loads"].items():
         for name, row in sorted(by_name.items(), key=lambda item: -item[1]["utility"]):
             over_joint = span(row["over_joint"]) if "over_joint" in row else None
-            rows.append([load, name, row["utility"], f"{report.show(row['lo'])} to {report.show(row['hi'])}", row["quality"],
+            rows.append([load, name, row["utility"], f"{report.show(row['utility_lo'])} to {report.show(row['utility_hi'])}", row["quality"],
                          row["latency_s"], span(row["over_single"]), "yes" if row["clear"] else "no", over_joint])  # fmt: skip
     sections = [report.Section(
         "Policies under load, on held-out prompts", metrics["words"],
         ("load", "policy", "utility", "95 % interval", "quality", "latency (s)", "over the best single model", "clear", "over joint"),
-        rows, [(picture, "Utility over the best single model against load; bars are paired 95 % intervals over prompts.")],
+        rows, [pictures["policies"], pictures["assignment_methods"]],
     )]  # fmt: skip
+    if "score_levels" in pictures:
+        sections.append(report.Section("Score levels and models", figures=[pictures["score_levels"]]))
     if metrics["variance"]:
         shares: list[list[report.Cell]] = [
             [r["source"], f"{100 * r['share']:.1f} %", f"{100 * r['lo']:.1f} to {100 * r['hi']:.1f} %",

@@ -154,3 +154,37 @@ def test_the_fit_experiment_leaves_what_it_promises(tmp_path, capsys):
     assert page.count("<img") == len(list((tmp_path / "figures").glob("*.png"))) == 3
     assert metrics["source"]["device"] in page
     assert "Gaussian" in capsys.readouterr().out
+
+
+def test_score_levels_compare_other_images_than_made_the_levels():
+    """Models that differ by a constant differ by it on every level, and luck of the reference does not show."""
+    rng = np.random.default_rng(3)
+    rows = []
+    for p in range(900):
+        hard = 5 * rng.normal()
+        rows += [
+            (f"p{p}", "Basic", model, 4, seed, 60 + 8 * m + hard + 4 * rng.normal(), 0.1, 1)
+            for m, model in enumerate(("tiny", "grand"))
+            for seed in range(2)
+        ]
+    columns = ["prompt_id", "category", "model", "steps", "seed", "clip_score", "latency_s", "batch_size"]
+    frame = pd.DataFrame(rows, columns=columns)
+    found = diagnostics.score_levels(ScoreTable(frame), ("tiny", "grand"))
+    assert found["own_scores"]
+    assert [level["prompts"] for level in found["levels"]] == [300, 300, 300]
+    for level in found["levels"]:
+        tiny, grand = level["models"]["tiny"], level["models"]["grand"]
+        assert grand["mean"] - tiny["mean"] == pytest.approx(8, abs=1.6)
+        assert tiny["lo"] < tiny["mean"] < tiny["hi"]
+    means = [level["models"]["grand"]["mean"] for level in found["levels"]]
+    assert means == sorted(means)
+    biased = diagnostics.score_levels(ScoreTable(frame[frame.seed == 0]), ("tiny", "grand"))
+    assert not biased["own_scores"]
+    spread = [
+        f["levels"][2]["models"]["tiny"]["mean"] - f["levels"][0]["models"]["tiny"]["mean"] for f in (found, biased)
+    ]
+    assert spread[1] > spread[0] + 2
+    with pytest.raises(ScoreTableError, match="levels"):
+        diagnostics.score_levels(
+            ScoreTable(frame[frame.prompt_id.isin(["p0", "p1"])], min_prompts=1), ("tiny", "grand")
+        )

@@ -158,6 +158,7 @@ def test_policies_are_compared_under_load_and_in_words(tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert html.escape(metrics["words"][0]) in page
     assert "Where the variance of scores lies" in page
+    assert {f.stem for f in (tmp_path / "figures").glob("*.png")} == {"policies", "assignment_methods", "score_levels"}
     assert metrics["words"][0] in capsys.readouterr().out
 
 
