@@ -48,6 +48,7 @@ class Schema:
     estimate: Any = field(default_factory=dict)
     policies: Any = field(default_factory=dict)
     difficulty: Any = field(default_factory=dict)
+    paper: Any = field(default_factory=dict)
     replay: Any = field(default_factory=dict)
     train: Any = field(default_factory=dict)
     logger: Any = field(default_factory=dict)

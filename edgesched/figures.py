@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
 INK, FAINT = "#222222", "#999999"
 FIGURE_DPI = 150
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 def _axes(columns: int, width: float = 3.1, height: float = 2.8, rows: int = 1, **shared: Any) -> tuple[Figure, Any]:
@@ -312,6 +313,56 @@ def plan_bars(
     right.set_xlabel("share of the server")
     right.set_xlim(0, max(1.0, 1.35 * float(share.max())))
     return figure
+
+
+def lines(curves: Mapping[str, np.ndarray], across: str, along: str) -> Figure:
+    """Methods along one axis, and on the right how far each is below the best; bands are 95 % intervals.
+
+    Args:
+        curves: Method → shape (points, 4): place on the axis, value, low, high.
+        across: Label of the horizontal axis.
+        along: Label of the vertical axis.
+    """
+    figure, axes = _axes(2, width=4.2, height=3.2)
+    best = np.max([curve[:, 1] for curve in curves.values()], axis=0)
+    for i, (name, curve) in enumerate(curves.items()):
+        place, value, low, high = curve.T
+        for ax, base in zip(axes, (np.zeros_like(best), best), strict=True):
+            ax.fill_between(place, low - base, high - base, color=COLOURS[i], alpha=0.12, linewidth=0)
+            ax.plot(place, value - base, color=COLOURS[i], marker=_MARKERS[i], markersize=4, linewidth=1.4, label=name)
+    axes[1].set_yscale("symlog", linthresh=1.0)
+    axes[1].set_ylabel("against the best (points)")
+    axes[0].set_ylabel(along)
+    for ax in axes:
+        ax.set_xlabel(across)
+        _log_ticks(ax, next(iter(curves.values()))[:, 0])
+    axes[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def front(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Quality against delay, a line for every method through the weights of delay, with 95 % intervals.
+
+    Args:
+        curves: Method → delay and quality, each of shape (weights, 4): weight, value, low, high.
+    """
+    figure, axes = _axes(1, width=5.2, height=3.6)
+    for i, (name, (delay, quality)) in enumerate(curves.items()):
+        spread = np.stack([quality[:, 1] - quality[:, 2], quality[:, 3] - quality[:, 1]]).clip(min=0)
+        axes[0].errorbar(delay[:, 1], quality[:, 1], spread, color=COLOURS[i], marker=_MARKERS[i], markersize=5,
+                         linewidth=1.3, elinewidth=0.8, capsize=2, label=name, alpha=0.9)  # fmt: skip
+    axes[0].set_xscale("log")
+    axes[0].set_xlabel("response delay (s)")
+    axes[0].set_ylabel("quality on held-out prompts (points)")
+    axes[0].legend(frameon=False, fontsize=7, loc="lower right")
+    return figure
+
+
+def _log_ticks(ax: Axes, values: np.ndarray) -> None:
+    """A logarithmic axis whose ticks are the values measured."""
+    ax.set_xscale("log")
+    ax.set_xticks(values, [f"{v:g}" for v in values])
+    ax.minorticks_off()
 
 
 def score_levels(levels: Sequence[Mapping[str, Any]], cuts: Sequence[float], reference: str, score_name: str) -> Figure:

@@ -83,6 +83,9 @@ def _smaller(cfg: DictConfig) -> DictConfig:
     cfg.campaign.seeds = 1
     cfg.campaign.timing_repeats = 1
     cfg.policies.decisions.repeats = min(cfg.policies.decisions.repeats, 2)
+    cfg.paper.splits, cfg.paper.draws = min(cfg.paper.splits, 2), min(cfg.paper.draws, 20)
+    for axis in ("loads", "budgets", "latency_weights"):
+        cfg.paper[axis] = list(cfg.paper[axis])[:2]
     cfg.quality.max_epochs = min(cfg.quality.max_epochs, 5)
     recipe = cfg.train.recipe
     recipe.scenes = min(recipe.scenes, 64)
@@ -258,6 +261,46 @@ def _method_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[repo
     return columns, rows
 
 
+def score_figures(fit_half: ScoreTable, quality: Any) -> dict[str, tuple[Any, str]]:
+    """What the scores of a table look like beside their fits; name → (figure, caption)."""
+    frame = fit_half.frame
+    mean = quality.mean().detach().double().numpy()
+    counts = np.array(quality.step_counts)
+    measured = quality.measured.numpy()
+    low, high = (float(v) for v in np.quantile(frame[fit_half.score], [0.002, 1.0]))
+    grid = np.linspace(low, high + 0.1 * (high - low), 300)
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    density: dict[str, dict[str, np.ndarray]] = {}
+    means: dict[str, dict[str, np.ndarray]] = {}
+    errors: dict[str, dict[str, np.ndarray]] = {}
+    fitted: dict[str, dict[str, np.ndarray]] = {}
+    for c, category in enumerate(fit_half.categories):
+        for values in (scores, density, means, errors, fitted):
+            values[category] = {}
+        for m, model in enumerate(quality.models):
+            mine = frame[(frame["category"] == category) & (frame["model"] == model)]
+            own = counts[measured[m]]
+            by_prompt = mine.groupby(["steps", "prompt_id"])[fit_half.score].mean().groupby("steps")
+            means[category][model] = by_prompt.mean().to_numpy()
+            errors[category][model] = 1.96 * (by_prompt.std(ddof=1) / np.sqrt(by_prompt.count())).fillna(0).to_numpy()
+            fitted[category][model] = mean[c, m, measured[m]]
+            k = int(own[mean[c, m, measured[m]].argmax()])
+            at = int(np.flatnonzero(counts == k)[0])
+            scores[category][model] = mine.loc[mine["steps"] == k, fit_half.score].to_numpy()
+            density[category][model] = quality.density(grid, c, m, at)
+    steps_of = {model: counts[measured[m]] for m, model in enumerate(quality.models)}
+    return {
+        "score_distributions": (
+            figures.score_distributions(scores, density, grid),
+            "Scores of the fit half at each model's best step count, with the fitted distributions.",
+        ),
+        "quality_over_steps": (
+            figures.quality_over_steps(steps_of, means, errors, fitted),
+            "Mean score against denoising steps: measured with 95 % intervals over prompts, and the fitted curves.",
+        ),
+    }
+
+
 def _schedule_figures(
     folder: Path,
     table: ScoreTable,
@@ -275,36 +318,8 @@ def _schedule_figures(
     def keep(name: str, figure: Any, caption: str) -> None:
         made[name] = (figures.save(figure, folder / f"{name}.png"), caption)
 
-    frame = fit_half.frame
-    mean = quality.mean().detach().double().numpy()
-    counts = np.array(quality.step_counts)
-    measured = quality.measured.numpy()
-    low, high = (float(v) for v in np.quantile(frame[table.score], [0.002, 1.0]))
-    grid = np.linspace(low, high + 0.1 * (high - low), 300)
-    scores: dict[str, dict[str, np.ndarray]] = {}
-    density: dict[str, dict[str, np.ndarray]] = {}
-    means: dict[str, dict[str, np.ndarray]] = {}
-    errors: dict[str, dict[str, np.ndarray]] = {}
-    fitted: dict[str, dict[str, np.ndarray]] = {}
-    for c, category in enumerate(table.categories):
-        for values in (scores, density, means, errors, fitted):
-            values[category] = {}
-        for m, model in enumerate(quality.models):
-            mine = frame[(frame["category"] == category) & (frame["model"] == model)]
-            own = counts[measured[m]]
-            by_prompt = mine.groupby(["steps", "prompt_id"])[table.score].mean().groupby("steps")
-            means[category][model] = by_prompt.mean().to_numpy()
-            errors[category][model] = 1.96 * (by_prompt.std(ddof=1) / np.sqrt(by_prompt.count())).fillna(0).to_numpy()
-            fitted[category][model] = mean[c, m, measured[m]]
-            k = int(own[mean[c, m, measured[m]].argmax()])
-            at = int(np.flatnonzero(counts == k)[0])
-            scores[category][model] = mine.loc[mine["steps"] == k, table.score].to_numpy()
-            density[category][model] = quality.density(grid, c, m, at)
-    keep("score_distributions", figures.score_distributions(scores, density, grid),
-         "Scores of the fit half at each model's best step count, with the fitted distributions.")  # fmt: skip
-    steps_of = {model: counts[measured[m]] for m, model in enumerate(quality.models)}
-    keep("quality_over_steps", figures.quality_over_steps(steps_of, means, errors, fitted),
-         "Mean score against denoising steps: measured with 95 % intervals over prompts, and the fitted curves.")  # fmt: skip
+    for name, (figure, caption) in score_figures(fit_half, quality).items():
+        keep(name, figure, caption)
     if samples is not None:
         prompts, images = samples
         keep("samples", figures.sample_images(images, prompts.texts),

@@ -96,13 +96,20 @@ class ScoreTable:
         """The same table with other rows."""
         return ScoreTable(frame, self.manifest, self.score, self.models, min_prompts)
 
-    def split(self) -> tuple[ScoreTable, ScoreTable]:
+    def split(self, salt: int | None = None) -> tuple[ScoreTable, ScoreTable]:
         """Fit and replay halves by a hash of the prompt's id: no prompt is in both, and it never changes.
+
+        Args:
+            salt: A number for other halves, as random as the hash; None for the usual ones.
 
         Raises:
             ScoreTableError: If a category has prompts in one half only.
         """
-        ids = {pid: hashlib.sha256(pid.encode()).digest()[0] % 2 == 0 for pid in self.frame["prompt_id"].unique()}
+        prefix = "" if salt is None else f"{salt}/"
+        ids = {
+            pid: hashlib.sha256((prefix + pid).encode()).digest()[0] % 2 == 0
+            for pid in self.frame["prompt_id"].unique()
+        }
         fit = self.frame["prompt_id"].map(ids).astype(bool)
         for category in self.categories:
             mine = self.frame["category"] == category
