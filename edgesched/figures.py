@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
 INK, FAINT = "#222222", "#999999"
@@ -271,6 +272,7 @@ def convergence(histories: Mapping[str, np.ndarray], bound: float, exact: float 
         low = float(np.quantile(finite, 0.02))
         left.set_ylim(low - 0.1 * max(bound - low, 1e-6), bound + 0.15 * max(bound - low, 1e-6))
     right.set_yscale("log")
+    _plain_log(right.yaxis)
     left.set_ylabel("best utility so far (points)")
     right.set_ylabel("upper bound − utility (points)")
     for ax in (left, right):
@@ -315,28 +317,34 @@ def plan_bars(
     return figure
 
 
-def lines(curves: Mapping[str, np.ndarray], across: str, along: str) -> Figure:
-    """Methods along one axis, and on the right how far each is below the best; bands are 95 % intervals.
+def lines(
+    curves: Mapping[str, np.ndarray], differences: Mapping[str, np.ndarray], across: str, along: str, against: str
+) -> Figure:
+    """Methods along one axis, and on the right how far each is from one of them; bands are 95 % intervals.
 
     Args:
         curves: Method → shape (points, 4): place on the axis, value, low, high.
+        differences: Method → the same of its paired difference to the method ``against``.
         across: Label of the horizontal axis.
         along: Label of the vertical axis.
+        against: The method that the others are held against.
     """
     figure, axes = _axes(2, width=4.2, height=3.2)
-    best = np.max([curve[:, 1] for curve in curves.values()], axis=0)
-    for i, (name, curve) in enumerate(curves.items()):
-        place, value, low, high = curve.T
-        for ax, base in zip(axes, (np.zeros_like(best), best), strict=True):
-            ax.fill_between(place, low - base, high - base, color=COLOURS[i], alpha=0.12, linewidth=0)
-            ax.plot(place, value - base, color=COLOURS[i], marker=_MARKERS[i], markersize=4, linewidth=1.4, label=name)
+    for i, name in enumerate(curves):
+        for ax, shown in zip(axes, (curves, differences), strict=True):
+            place, value, low, high = shown[name].T
+            ax.fill_between(place, low, high, color=COLOURS[i], alpha=0.15, linewidth=0)
+            ax.plot(place, value, color=COLOURS[i], marker=_MARKERS[i], markersize=4, linewidth=1.4, label=name)
     axes[1].set_yscale("symlog", linthresh=1.0)
-    axes[1].set_ylabel("against the best (points)")
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    axes[1].set_ylabel(f"less {against} (points)")
     axes[0].set_ylabel(along)
     for ax in axes:
         ax.set_xlabel(across)
-        _log_ticks(ax, next(iter(curves.values()))[:, 0])
-    axes[0].legend(frameon=False, fontsize=7)
+        ax.set_xscale("log")
+        ax.set_xticks(next(iter(curves.values()))[:, 0], [f"{v:g}" for v in next(iter(curves.values()))[:, 0]])
+        ax.minorticks_off()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, frameon=False, fontsize=8)
     return figure
 
 
@@ -352,17 +360,18 @@ def front(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         axes[0].errorbar(delay[:, 1], quality[:, 1], spread, color=COLOURS[i], marker=_MARKERS[i], markersize=5,
                          linewidth=1.3, elinewidth=0.8, capsize=2, label=name, alpha=0.9)  # fmt: skip
     axes[0].set_xscale("log")
+    _plain_log(axes[0].xaxis)
     axes[0].set_xlabel("response delay (s)")
     axes[0].set_ylabel("quality on held-out prompts (points)")
-    axes[0].legend(frameon=False, fontsize=7, loc="lower right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
     return figure
 
 
-def _log_ticks(ax: Axes, values: np.ndarray) -> None:
-    """A logarithmic axis whose ticks are the values measured."""
-    ax.set_xscale("log")
-    ax.set_xticks(values, [f"{v:g}" for v in values])
-    ax.minorticks_off()
+def _plain_log(axis: Any) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5 times powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def score_levels(levels: Sequence[Mapping[str, Any]], cuts: Sequence[float], reference: str, score_name: str) -> Figure:

@@ -55,7 +55,7 @@ class Grid:
     quality: dict[str, np.ndarray]
     latency_s: dict[str, np.ndarray]
 
-    def curve(self, method: str, what: str, along: int, at: Sequence[float]) -> np.ndarray:
+    def curve(self, method: str, what: str, along: int, at: Sequence[float], against: str | None = None) -> np.ndarray:
         """Mean over splits with a 95 % interval over splits and prompts along one axis of the grid.
 
         Args:
@@ -63,6 +63,7 @@ class Grid:
             what: ``"utility"``, ``"quality"`` or ``"latency_s"``.
             along: The axis: 0 load, 1 budget, 2 weight.
             at: Where the other two axes stay, (load, budget, weight).
+            against: A method whose values are taken off, split by split and draw by draw.
 
         Returns:
             Shape (values, 4): the axis' value, mean, low, high.
@@ -71,6 +72,8 @@ class Grid:
         for g, point in enumerate(self.points):
             if all(point[i] == at[i] for i in range(3) if i != along):
                 values = getattr(self, what)[method][:, g]
+                if against is not None:
+                    values = values - getattr(self, what)[against][:, g]
                 value = values[:, 0].mean() if values.ndim == 2 else values.mean()
                 low, high = np.quantile(values[:, 1:] if values.ndim == 2 else values, [0.025, 0.975])
                 rows.append((point[along], value, low, high))
@@ -319,14 +322,16 @@ def _figures(
         name: {what: tuple(grid.curve(name, what, 0, middle)[sorted({p[0] for p in grid.points}).index(middle[0]), 1:])
                for what in ("utility", "quality", "latency_s")} for name in ALLOCATIONS if name in grid.utility}),
         f"Ways to set steps and shares at {where}; 95 % intervals over splits and prompts.")  # fmt: skip
-    shown = [n for n in (*BASELINES, *OURS) if n in grid.utility]
+    shown = [n for n in (*OURS[::-1], *BASELINES) if n in grid.utility]
     for name, along, label in (
         ("load", 0, "requests of every category"),
         ("budget", 1, "budget (speed of the server)"),
     ):
         curves = {n: grid.curve(n, "utility", along, middle) for n in shown}
-        keep(f"utility_over_{name}", figures.lines(curves, label, "utility on held-out prompts (points)"),
-             f"Utility over {name}, the rest as at {where}; 95 % intervals over splits and prompts.")  # fmt: skip
+        paired = {n: grid.curve(n, "utility", along, middle, "annealing") for n in shown}
+        keep(f"utility_over_{name}", figures.lines(curves, paired, label, "held-out utility (points)", "annealing"),
+             f"Utility over {name}, the rest as at {where}; left as it is, right against annealing on the same prompts; "
+             "bands are 95 % intervals over splits and prompts.")  # fmt: skip
     fronts = {n: (grid.curve(n, "latency_s", 2, middle), grid.curve(n, "quality", 2, middle)) for n in shown}
     keep("front", figures.front(fronts), f"Quality against delay as the weight of delay changes, at load {middle[0]:g} "
          f"and budget {middle[1]:g}; 95 % intervals over splits and prompts.")  # fmt: skip
