@@ -35,3 +35,7 @@ class ModelError(EdgeschedError, RuntimeError):
 
 class CampaignError(EdgeschedError, RuntimeError):
     """A campaign cannot go on; what is done is kept."""
+
+
+class RequestError(EdgeschedError, ValueError):
+    """A stream of requests cannot be made, or does not fit a plan."""
