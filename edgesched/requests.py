@@ -169,7 +169,8 @@ def trace(
     path: Path | str,
     categories: Sequence[str],
     *,
-    rate_scale: float = 1.0,
+    rate: Sequence[float] | None = None,
+    rate_scale: float | None = None,
     tasks: Sequence[str] | None = ("TXT_2_IMG",),
     time_column: str = "gmt_create",
     task_column: str = "predict_type",
@@ -186,6 +187,7 @@ def trace(
     Args:
         path: The file.
         categories: Names of the categories, from easy to hard.
+        rate: Requests a second; if given, and no ``rate_scale``, the trace is sped up to their sum.
         rate_scale: Speed-up: 10 lets the requests of ten hours arrive in one.
         tasks: Values of the task column that are kept; None keeps all.
         time_column: Creation time, as a date or in seconds.
@@ -203,7 +205,7 @@ def trace(
     """
     import pandas as pd
 
-    if rate_scale <= 0:
+    if rate_scale is not None and rate_scale <= 0:
         raise RequestError(f"rate_scale: expected more than 0, got {rate_scale}")
     try:
         frame = pd.read_csv(path, on_bad_lines="skip", dtype=str, skipinitialspace=True)
@@ -236,7 +238,10 @@ def trace(
     if not len(frame):
         raise RequestError(f"{path}: no request is left; tasks kept: {'all' if tasks is None else ', '.join(tasks)}")
     order = np.argsort(seconds.to_numpy(), kind="stable")[:limit]
-    arrival = (seconds.to_numpy()[order] - seconds.min()) / rate_scale
+    arrival = seconds.to_numpy()[order] - seconds.min()
+    if rate_scale is None:
+        rate_scale = 1.0 if rate is None else float(np.sum(rate)) * float(arrival[-1]) / len(arrival)
+    arrival = arrival / max(rate_scale, 1e-12)
     frame = frame.iloc[order]
     rng = np.random.default_rng(seed)
     place = rng.integers(len(categories), size=len(frame))
