@@ -7,7 +7,7 @@ import inspect
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -266,13 +266,16 @@ class DiffusionModel:
         return batch
 
     @torch.inference_mode()
-    def generate(self, texts: Sequence[str], steps: int, seeds: Sequence[int]) -> np.ndarray:
+    def generate(
+        self, texts: Sequence[str], steps: int, seeds: Sequence[int], on_step: Callable[[int], None] | None = None
+    ) -> np.ndarray:
         """Images for prompts.
 
         Args:
             texts: Prompts, N of them.
             steps: Denoising steps.
             seeds: Seed of each image's own generator, N of them; an image does not depend on its batch.
+            on_step: Called after every denoising step with its number, from 0.
 
         Returns:
             Images, shape (N, height, width, 3), uint8.
@@ -293,6 +296,8 @@ class DiffusionModel:
             "use_resolution_binning": False,
             "output_type": "pt",
         }
+        if on_step is not None:
+            options["callback_on_step_end"] = lambda _pipeline, number, _time, inside: (on_step(number), inside)[1]
         accepted = inspect.signature(pipeline.__call__).parameters
         if type(pipeline).__name__ in _EMBEDDINGS:
             options |= {"prompt": None, "negative_prompt": None} | self._encoded(texts)
