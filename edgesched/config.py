@@ -49,6 +49,7 @@ class Schema:
     policies: Any = field(default_factory=dict)
     difficulty: Any = field(default_factory=dict)
     paper: Any = field(default_factory=dict)
+    service: Any = field(default_factory=dict)
     replay: Any = field(default_factory=dict)
     train: Any = field(default_factory=dict)
     logger: Any = field(default_factory=dict)

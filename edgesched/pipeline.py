@@ -83,6 +83,10 @@ def _smaller(cfg: DictConfig) -> DictConfig:
     cfg.campaign.seeds = 1
     cfg.campaign.timing_repeats = 1
     cfg.policies.decisions.repeats = min(cfg.policies.decisions.repeats, 2)
+    cfg.service.requests = min(cfg.service.requests, 6)
+    cfg.service.agreement_requests = min(cfg.service.agreement_requests, 500)
+    if cfg.workload.get("arrivals") is not None and "requests" in cfg.workload.arrivals:
+        cfg.workload.arrivals.requests = min(cfg.workload.arrivals.requests, 300)
     cfg.paper.splits, cfg.paper.draws = min(cfg.paper.splits, 2), min(cfg.paper.draws, 20)
     for axis in ("loads", "budgets", "latency_weights"):
         cfg.paper[axis] = list(cfg.paper[axis])[:2]
@@ -171,7 +175,9 @@ def plan_all(methods: Mapping[str, tuple[Any, Any]], scenario: Scenario, scores:
 
 
 def _workload(workload: dict[str, Any], cfg: DictConfig, models: tuple[str, ...]) -> dict[str, Any]:
-    """The scenario's arguments: memory of each model comes from its own configuration."""
+    """The scenario's arguments: memory of each model comes from its own configuration, the stream is for others."""
+    for name in ("arrivals", "path", "rate_scale"):
+        workload.pop(name, None)
     if workload.get("memory_limit_gib") is not None:
         missing = [m for m in models if m not in cfg.model or cfg.model[m].get("memory_gib") is None]
         if missing:

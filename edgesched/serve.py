@@ -65,7 +65,12 @@ class Measured:
 
 
 def alone(models: Sequence[DiffusionModel], steps: Sequence[int], text: str, *, repeats: int = 7) -> Tensor:
-    """Median seconds of one image by each model with the whole machine, shape (M,), after one image to warm up."""
+    """Median seconds of one image by each model with the whole machine, shape (M,), after one image to warm up.
+
+    On a CPU with one thread, as images are served: every worker of several would keep a pool of threads spinning.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     seconds = []
     for model, k in zip(models, steps, strict=True):
         times = []
@@ -74,6 +79,7 @@ def alone(models: Sequence[DiffusionModel], steps: Sequence[int], text: str, *, 
             model.generate([text], int(k), [repeat])
             times.append(time.perf_counter() - start)
         seconds.append(sorted(times[1:])[repeats // 2])
+    torch.set_num_threads(threads)
     return torch.tensor(seconds, dtype=torch.float64)
 
 
@@ -188,6 +194,7 @@ class _Worker(threading.Thread):
         self.join(timeout=10)
 
     def run(self) -> None:
+        torch.set_num_threads(1)  # of this thread only
         while True:
             self._go.acquire()
             if self._stopping:

@@ -1,8 +1,8 @@
 """Slot by slot: forecast the demand, plan anew, carry the backlog over.
 
-A model's server runs at its share of the machine, which changes from slot to slot. In the model's own virtual time
-V(t) = ∫ share dt its requests need their full-server seconds, so first come, first served is one Lindley recursion in
-virtual time, whatever the shares do; interpolating V gives the real times back.
+Requests that have not begun when a slot ends are demand of the next one: they are planned for, and dealt to models
+anew. What has begun is finished where it is. Within a slot a model works at its share of the machine, so its requests
+are one Lindley recursion in full-server seconds: a loop over slots, none over requests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgesched.errors import RequestError
-from edgesched.objective import service_times, step_indices
+from edgesched.objective import service_times, step_indices, step_service_times
 from edgesched.queueing import route
 from edgesched.requests import RequestStream
 from edgesched.types import Plan, Scenario, SearchResult
@@ -25,6 +25,7 @@ from edgesched.types import Plan, Scenario, SearchResult
 FORECASTS = ("last", "ewma", "once", "known")
 _FLOOR = 0.05
 _MOST_TO_BACKLOG = 0.9
+_MOST_SLOTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class SlotRun:
 
     Attributes:
         latency_s: Seconds from arrival to delivery, shape (n,).
-        model: Model of every request, shape (n,).
+        model: Model that served each request, shape (n,).
         step: Position of its step count, shape (n,).
-        slot: Slot that it arrived in, shape (n,).
-        backlog: Requests not delivered at the end of every slot, shape (slots,).
-        plan: Plans of all slots, batch size slots, before backlog is given its part.
+        slot: Slot that it began in, shape (n,).
+        backlog: Requests not begun at the end of every slot, shape (slots,); slots go on until all are served.
+        plan: Plans of all slots, batch size slots.
         planning_s: Seconds that planning took for all slots together.
     """
 
@@ -100,32 +101,29 @@ def forecast(demand: Tensor, how: str, *, ewma: float = 0.3) -> Tensor:
     return torch.stack(rows).maximum(floor)
 
 
-def plan_slots(scenario: Scenario, expected: Tensor, slot_s: float, search: Callable[[Scenario], SearchResult]) -> Plan:
-    """A plan for every slot, all in one batch.
+def plan_slot(scenario: Scenario, expected: Tensor, slot_s: float, search: Callable[[Scenario], SearchResult]) -> Plan:
+    """A plan for one slot.
 
-    In queue mode a slot whose demand no plan can keep up with is planned as one batch instead, which always can.
+    In queue mode a demand that no plan can keep up with is planned as one batch instead, which always can be.
 
     Args:
         scenario: One scenario; its demand is replaced.
-        expected: Requests expected of every slot, shape (slots, C).
+        expected: Requests expected in the slot, shape (C,).
         slot_s: Length of a slot in seconds.
-        search: Called with a batch of scenarios.
+        search: Called with one scenario.
     """
-    rows, where = expected.unique(dim=0, return_inverse=True)
-    wide = scenario.repeat(len(rows))
-    demand = rows.to(scenario.demand)
-    if scenario.latency != "queue":
-        plan = search(dataclasses.replace(wide, demand=demand)).plan
-        return Plan(plan.assignment[where], plan.steps[where], plan.share[where])
-    found = search(dataclasses.replace(wide, demand=demand / slot_s))
-    fields = [found.plan.assignment.clone(), found.plan.steps.clone(), found.plan.share.clone()]
-    over = ~found.feasible
-    if bool(over.any()):
-        batch = dataclasses.replace(scenario.repeat(int(over.sum())), demand=demand[over], latency="slot")
-        instead = search(batch).plan
-        for field, value in zip(fields, (instead.assignment, instead.steps, instead.share), strict=True):
-            field[over] = value
-    return Plan(*(field[where] for field in fields))
+    demand = expected.to(scenario.demand)[None]
+    least = (
+        step_service_times(scenario)[0]
+        .expand(scenario.quality.shape[1:])
+        .masked_fill(~scenario.quality[0].isfinite(), torch.inf)
+    )
+    busy = float((demand[0] / slot_s * least.flatten(1).amin(-1)).sum())  # by the quickest that each category may have
+    if scenario.latency == "queue" and busy < 1:
+        found = search(dataclasses.replace(scenario, demand=demand / slot_s))
+        if bool(found.feasible.all()):
+            return found.plan
+    return search(dataclasses.replace(scenario, demand=demand, latency="slot")).plan
 
 
 def run_slots(
@@ -139,10 +137,10 @@ def run_slots(
     routing: str = "random",
     seed: int = 0,
 ) -> SlotRun:
-    """Plan for every slot on what is expected of it, and serve what comes.
+    """Plan for every slot on what is expected of it and what is left over, and serve what comes.
 
-    At the start of a slot the work left over, in full-server seconds, gets the part of the machine that it would take
-    of the slot (up to nine tenths), in proportion to the models' work; the plan's shares divide the rest.
+    With ``how="once"`` the plan for the mean demand is kept throughout. An image that has begun on a model that the new
+    plan gives no share is finished first, on up to nine tenths of the machine.
 
     Args:
         stream: One replica.
@@ -155,70 +153,87 @@ def run_slots(
         seed: Seed of the routing.
 
     Raises:
-        RequestError: If an argument is out of its range.
+        RequestError: If an argument is out of its range, or requests pile up for ever.
     """
     demand = demand_of_slots(stream, slot_s)
-    began = time.perf_counter()
-    plan = plan_slots(scenario, forecast(demand, how, ewma=ewma), slot_s, search)
-    planning_s = time.perf_counter() - began
-    slots, models = plan.share.shape
-    arrival = stream.arrival_s[0]
-    slot = (arrival / slot_s).long()
-    model = _route_by_slot(stream, plan.assignment, slot, routing, seed)
-    seconds = service_times(scenario.repeat(slots), plan.steps).to(torch.float64)
-    work_of = seconds[slot, model].numpy()
-    edges = np.searchsorted(slot.numpy(), np.arange(slots + 1))
-    came, of = arrival.numpy(), model.numpy()
-    now, free = np.zeros(models), np.zeros(models)  # virtual times: reached, and when the work so far is done
-    clock = np.zeros((slots + 1, models))
-    done = np.empty(len(came))
-    shares = plan.share.to(torch.float64).numpy()
-    for k in range(slots):
-        left = np.maximum(free - now, 0.0)
-        part = min(_MOST_TO_BACKLOG, float(left.sum()) / slot_s)
-        share = shares[k] * (1 - part) + (part * left / left.sum() if left.sum() > 0 else 0.0)
-        rows = slice(edges[k], edges[k + 1])
+    expected = forecast(demand, how, ewma=ewma)
+    came, category = stream.arrival_s[0].numpy(), stream.category[0].numpy()
+    edges = np.searchsorted((came / slot_s).astype(int), np.arange(len(demand) + 1))
+    categories, models = len(stream.categories), scenario.shape[2]
+    finish, of, at = np.full(len(came), np.nan), np.zeros(len(came), int), np.zeros(len(came), int)
+    begun_in = np.zeros(len(came), int)
+    pending = np.empty(0, int)
+    left = np.zeros(models)  # full-server seconds of what has begun
+    unfinished: list[int | None] = [None] * models
+    backlog: list[int] = []
+    plans: list[Plan] = []
+    planning_s, plan, k = 0.0, None, 0
+    quiet = expected.mean(0) * _FLOOR
+    while k < len(demand) or len(pending) or any(u is not None for u in unfinished):
+        if k > _MOST_SLOTS * len(demand) + _MOST_SLOTS:
+            raise RequestError(
+                f"slots: {len(pending)} requests are still waiting {k - len(demand)} slots after the last came"
+            )
+        begun = time.perf_counter()
+        if plan is None or how != "once":
+            waiting = torch.bincount(torch.tensor(category[pending]), minlength=categories).double()
+            plan = plan_slot(scenario, (expected[k] if k < len(demand) else quiet) + waiting, slot_s, search)
+        planning_s += time.perf_counter() - begun
+        plans.append(plan)
+        share = plan.share[0].double().numpy()
+        stranded = np.where((left > 0) & (share <= 0), left, 0.0)
+        if stranded.any():
+            part = min(_MOST_TO_BACKLOG, stranded.sum() / slot_s)
+            share = share * (1 - part) + part * stranded / stranded.sum()
+        seconds = service_times(scenario, plan.steps)[0].double().numpy()
+        index = step_indices(scenario, plan.steps)[0].numpy()
+        here = np.concatenate([pending, np.arange(edges[k], edges[k + 1])]) if k < len(demand) else pending
+        again: list[np.ndarray] = []
+        chosen = _routed(here, category, plan.assignment, stream.categories, routing, seed + k)
         for m in range(models):
-            mine = of[rows] == m
-            if not mine.any():
+            mine = here[chosen == m]
+            start = k * slot_s
+            open_at = left[m] / share[m] if left[m] > 0 else 0.0
+            if unfinished[m] is not None and open_at <= slot_s:
+                finish[unfinished[m]], unfinished[m] = start + open_at, None
+            left[m] = max(left[m] - share[m] * slot_s, 0.0)
+            if not len(mine):
                 continue
-            at = now[m] + share[m] * (came[rows][mine] - k * slot_s)
-            need = work_of[rows][mine]
-            total = np.cumsum(need)
-            finish = total + np.maximum(np.maximum.accumulate(at - (total - need)), free[m])
-            done[np.flatnonzero(mine) + edges[k]] = finish
-            free[m] = finish[-1]
-        now = now + share * slot_s
-        clock[k + 1] = now
-    finish_s = _real_time(done, of, clock, free, slot_s)
-    ends = (torch.arange(slots, dtype=torch.float64) + 1) * slot_s
-    ordered = torch.tensor(np.sort(finish_s))
-    backlog = torch.searchsorted(arrival, ends) - torch.searchsorted(ordered, ends, right=True)
-    step = step_indices(scenario.repeat(slots), plan.steps)[slot, model]
-    return SlotRun(torch.tensor(finish_s) - arrival, model, step, slot, backlog, plan, planning_s)
+            if share[m] <= 0:
+                again.append(mine)
+                continue
+            need = seconds[m] / share[m]
+            order = np.arange(1, len(mine) + 1) * need
+            done = order + np.maximum(
+                np.maximum.accumulate(np.maximum(came[mine] - start, 0.0) - (order - need)), open_at
+            )
+            started = done - need < slot_s
+            again.append(mine[~started])
+            now = mine[started]
+            finish[now], of[now], at[now], begun_in[now] = start + done[started], m, index[m], k
+            if len(now) and done[started][-1] > slot_s:
+                last = int(now[-1])
+                left[m], unfinished[m], finish[last] = (done[started][-1] - slot_s) * share[m], last, np.nan
+        pending = np.sort(np.concatenate(again)) if again else np.empty(0, int)
+        backlog.append(len(pending))
+        k += 1
+    together = Plan(*(torch.cat([getattr(p, f) for p in plans]) for f in ("assignment", "steps", "share")))
+    return SlotRun(
+        torch.tensor(finish - came),
+        torch.tensor(of),
+        torch.tensor(at),
+        torch.tensor(begun_in),
+        torch.tensor(backlog),
+        together,
+        planning_s,
+    )
 
 
-def _route_by_slot(stream: RequestStream, assignment: Tensor, slot: Tensor, routing: str, seed: int) -> Tensor:
-    """Model of every request by the plan of its slot, shape (n,)."""
-    c = len(stream.categories)
-    joint = RequestStream(stream.arrival_s, (slot * c + stream.category[0])[None],
-                          tuple(str(i) for i in range(len(assignment) * c)))  # fmt: skip
-    return route(joint, assignment.reshape(1, -1, assignment.shape[-1]), routing=routing, seed=seed)[0, 0]
-
-
-def _real_time(done: np.ndarray, of: np.ndarray, clock: np.ndarray, free: np.ndarray, slot_s: float) -> np.ndarray:
-    """Real times of virtual ones; after the last slot the work left has the machine in proportion to itself."""
-    slots = len(clock) - 1
-    left = np.maximum(free - clock[-1], 0.0)
-    knots = np.arange(slots + 1) * slot_s
-    real = np.empty(len(done))
-    for m in range(len(free)):
-        mine = of == m
-        virtual, times = clock[:, m], knots
-        if left[m] > 0:
-            virtual, times = np.append(virtual, free[m]), np.append(times, slots * slot_s + left.sum())
-        # The first knot that reaches it: where the server stands still, virtual time repeats.
-        reached = np.searchsorted(virtual, done[mine], "left").clip(1, len(virtual) - 1)
-        gone = (done[mine] - virtual[reached - 1]) / (virtual[reached] - virtual[reached - 1])
-        real[mine] = times[reached - 1] + gone * (times[reached] - times[reached - 1])
-    return real
+def _routed(
+    here: np.ndarray, category: np.ndarray, assignment: Tensor, names: tuple[str, ...], routing: str, seed: int
+) -> np.ndarray:
+    """Model of every request of a slot, shape (requests,)."""
+    if not len(here):
+        return np.empty(0, int)
+    some = RequestStream(torch.zeros(1, len(here)), torch.tensor(category[here])[None], names)
+    return route(some, assignment, routing=routing, seed=seed)[0, 0].numpy()

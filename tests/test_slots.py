@@ -8,7 +8,7 @@ import edgesched as es
 from edgesched.errors import RequestError
 from edgesched.objective import service_times
 from edgesched.requests import RequestStream, bursty, poisson
-from edgesched.slots import demand_of_slots, forecast, plan_slots, run_slots
+from edgesched.slots import demand_of_slots, forecast, run_slots
 
 NAMES = ("a", "b", "c")
 
@@ -17,82 +17,99 @@ def scenario(latency="queue", seed=0):
     return es.Scenario.random(1, categories=3, models=3, steps=6, latency=latency, seed=seed)
 
 
-def by_hand(stream, scenario, run, slot_s):
-    """Small steps in time: every model works off its requests in order at the share of the moment."""
-    slots = len(run.plan)
-    seconds = service_times(scenario.repeat(slots), run.plan.steps)
-    left = [float(seconds[s, m]) for s, m in zip(run.slot.tolist(), run.model.tolist(), strict=True)]
-    arrival, finish = stream.arrival_s[0].tolist(), [None] * len(left)
-    share, clock, dt = None, 0.0, slot_s / 4_000
-    for tick in range(10**7):
-        if tick % 4_000 == 0:
-            k = tick // 4_000
-            work = [sum(w for w, m, a, f in zip(left, run.model.tolist(), arrival, finish, strict=True)
-                        if m == i and a < clock - 1e-12 and f is None) for i in range(3)]  # fmt: skip
-            total = sum(work)
-            part = min(0.9, total / slot_s) if k < slots else 1.0
-            base = run.plan.share[min(k, slots - 1)].tolist()
-            share = [b * (1 - part) + (part * w / total if total > 0 else 0.0) for b, w in zip(base, work, strict=True)]
-            if k >= slots and total <= 0:
-                break
-        for m in range(3):
-            budget = share[m] * dt
-            for i, of in enumerate(run.model.tolist()):
-                if of != m or finish[i] is not None or arrival[i] > clock or budget <= 0:
-                    continue
-                spent = min(budget, left[i])
-                left[i] -= spent
-                budget -= spent
-                if left[i] <= 1e-12:
-                    finish[i] = clock + dt
-        clock += dt
-    return np.array(finish) - np.array(arrival)
+def one_model_each(batch):
+    """A plan that sends every category whole to one model, another one when there is much of it."""
+    busiest = batch.demand.argmax(-1)
+    place = (torch.arange(3) + busiest[:, None]) % 3
+    return es.solve(batch, assignment=torch.nn.functional.one_hot(place, 3).double())
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+def by_hand(stream, scenario, run, slot_s, ticks=2_000):
+    """Small steps in time: every model works at its share; what has not begun is dealt anew at every slot's start."""
+    seconds = service_times(scenario.repeat(len(run.plan)), run.plan.steps)
+    arrival, category = stream.arrival_s[0].tolist(), stream.category[0].tolist()
+    finish, running, dt = [None] * len(arrival), [None] * 3, slot_s / ticks
+    waiting = []
+    arrived = 0
+    for k in range(len(run.plan)):
+        share = run.plan.share[k].tolist()
+        stranded = [r[1] if r is not None and share[m] <= 0 else 0.0 for m, r in enumerate(running)]
+        if sum(stranded) > 0:
+            part = min(0.9, sum(stranded) / slot_s)
+            share = [f * (1 - part) + part * w / sum(stranded) for f, w in zip(share, stranded, strict=True)]
+        to = run.plan.assignment[k].argmax(-1).tolist()
+        for tick in range(ticks):
+            clock = k * slot_s + tick * dt
+            while arrived < len(arrival) and arrival[arrived] <= clock:
+                waiting.append(arrived)
+                arrived += 1
+            for m in range(3):
+                budget = share[m] * dt
+                while budget > 1e-15:
+                    if running[m] is None:
+                        mine = [i for i in waiting if to[category[i]] == m]
+                        if not mine:
+                            break
+                        running[m] = [mine[0], float(seconds[k, m])]
+                        waiting.remove(mine[0])
+                    spent = min(budget, running[m][1])
+                    running[m][1] -= spent
+                    budget -= spent
+                    if running[m][1] <= 1e-12:
+                        finish[running[m][0]], running[m] = clock + dt, None
+    return np.array(finish, float) - np.array(arrival)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_latencies_are_those_of_a_plain_simulation_in_small_steps(seed):
     problem = scenario(seed=seed)
     stream = bursty([0.5, 0.6, 0.4], NAMES, requests=24, burst_s=4.0, burst=5.0, seed=seed)
-    run = run_slots(stream, problem, es.solve, slot_s=4.0, seed=seed)
+    run = run_slots(stream, problem, one_model_each, slot_s=4.0, how="last", seed=seed)
     expected = by_hand(stream, problem, run, 4.0)
-    assert np.allclose(run.latency_s, expected, atol=4.0 / 1_000)
-    assert int(run.backlog[-1]) >= 0
+    late = np.abs(run.latency_s.numpy() - expected) > 4.0 / 200
+    assert late.mean() <= 0.1  # a request at a slot's very edge begins a tick earlier or later, and may be dealt anew
+    assert int(run.backlog[-1]) == 0
 
 
 def test_nothing_is_lost_when_the_server_is_overwhelmed():
     problem = scenario(seed=3)
-    stream = poisson([40.0, 40.0, 40.0], NAMES, requests=600, seed=3)
-    run = run_slots(stream, problem, es.solve, slot_s=1.0, how="last")
+    stream = poisson([40.0, 40.0, 40.0], NAMES, requests=300, seed=3)
+    run = run_slots(stream, problem, es.solve, slot_s=2.0, how="last")
     assert bool(run.latency_s.isfinite().all())
     assert bool((run.latency_s > 0).all())
     work = service_times(problem.repeat(len(run.plan)), run.plan.steps)[run.slot, run.model].sum()
-    assert float((stream.arrival_s[0] + run.latency_s).max()) == pytest.approx(float(work), rel=0.5)
-    assert int(run.backlog[-1]) > 100
+    assert float((stream.arrival_s[0] + run.latency_s).max()) >= float(work) - 1e-6
+    assert int(run.backlog.max()) > 100
+    assert int(run.backlog[-1]) == 0
 
 
-def test_a_plan_for_a_constant_demand_is_made_once():
-    problem = scenario("slot")
-    expected = torch.tensor([[2.0, 1.0, 3.0]], dtype=torch.float64).repeat(5, 1)
+def test_a_plan_for_the_mean_is_made_once_and_one_for_every_slot_otherwise():
+    stream = poisson([1.0, 1.0, 1.0], NAMES, requests=60, seed=0)
     calls = []
 
     def search(batch):
-        calls.append(len(batch))
+        calls.append(batch.demand)
         return es.solve(batch)
 
-    plan = plan_slots(problem, expected, 1.0, search)
-    assert calls == [1]
-    assert len(plan) == 5
-    one = es.solve(
-        es.Scenario(
-            expected[:1],
-            problem.quality,
-            problem.steps,
-            problem.step_time_s,
-            problem.overhead_s,
-            problem.latency_weight,
-        )
-    )
-    assert torch.equal(plan.steps[3], one.plan.steps[0])
+    run_slots(stream, scenario("slot"), search, slot_s=5.0, how="once")
+    assert len(calls) == 1
+    calls.clear()
+    run = run_slots(stream, scenario("slot"), search, slot_s=5.0, how="last")
+    assert len(calls) == len(run.plan)
+
+
+def test_what_is_left_over_is_planned_for():
+    stream = RequestStream(torch.zeros(1, 300), torch.zeros(1, 300, dtype=torch.int64), NAMES)
+    seen = []
+
+    def search(batch):
+        seen.append(float(batch.demand.sum()))
+        return es.solve(batch)
+
+    run = run_slots(stream, scenario("slot"), search, slot_s=0.5, how="last")
+    assert seen[1] == pytest.approx(float(run.backlog[0]), abs=20)
+    assert run.backlog[0] > run.backlog[-1] == 0
+    assert bool((run.backlog.diff() <= 0).all())
 
 
 def test_forecasts_look_back_only():
