@@ -164,14 +164,15 @@ def anneal(
                 run = Run(tables, own, _target(piece, given_part, target_gap), saved["current"])
                 saved["current"] = None
                 compiling = time.perf_counter()
-                run.warm()
-                started += time.perf_counter() - compiling
-                deadline = None if max_seconds is None else started + max_seconds * (job + 1) / len(jobs)
-                bar.update(task, completed=job * iterations + run.done)
-                while run.advance(deadline, callback, lambda n: bar.advance(task, n)):
-                    if path is not None and time.perf_counter() - saved_at > _SAVE_SECONDS:
-                        write(run.state())
-                        saved_at = time.perf_counter()
+                with kernel.distinct_sizes():
+                    run.warm()
+                    started += time.perf_counter() - compiling
+                    deadline = None if max_seconds is None else started + max_seconds * (job + 1) / len(jobs)
+                    bar.update(task, completed=job * iterations + run.done)
+                    while run.advance(deadline, callback, lambda n: bar.advance(task, n)):
+                        if path is not None and time.perf_counter() - saved_at > _SAVE_SECONDS:
+                            write(run.state())
+                            saved_at = time.perf_counter()
                 states, energy = run.winners()
                 finished.append({"states": states, "energy": energy, "history": torch.stack(run.history),
                                  "done": run.done})  # fmt: skip

@@ -94,10 +94,10 @@ class Run:
             return
         other = walk(self.tables, self.lanes, self.rules.seed, True)
         beta = self._beta(0)
-        for kind in {move.kind for move in self.moves}:
+        for kind in sorted({move.kind for move in self.moves}):
             move = next(m for m in self.moves if m.kind == kind)
             jump, shift, threshold = block(self.chain, self.logs, [move], [0.0], self.rules.seed, 0, True)
-            other.move(move, jump[0], shift[0], threshold[0], beta)
+            other.move(move, jump[0].clone(), shift[0].clone(), threshold[0].clone(), beta)
 
     def advance(
         self, deadline: float | None, callback: Callable[[Progress], None] | None, tick: Callable[[int], None] | None
@@ -121,7 +121,8 @@ class Run:
             ):
                 if i % count == 0:
                     beta = self._beta(i)
-                before, after = self.walk.move(move, jump, shift, threshold, beta)
+                # Copies: a view's offset would be compiled into the kernel.
+                before, after = self.walk.move(move, jump.clone(), shift.clone(), threshold.clone(), beta)
                 if i >= measured:
                     accepted += (before != after).sum(-1)
                 if (i + 1) % self.stride == 0 or i + 1 == last:

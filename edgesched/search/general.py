@@ -43,10 +43,15 @@ def _sum(rows: Tensor) -> Tensor:
     return total
 
 
+def _root(value: Tensor) -> Tensor:
+    """Square root by way of float64: float32 roots of vector libraries are not all exactly rounded."""
+    return value.double().sqrt().float()
+
+
 def queue_shares(work: Tensor) -> Tensor:
     """Shares near the best for the M/D/1 delays of work r_m = n_m t_m, shape (M, ...), summing to 1 if Σ r < 1."""
     slack = (1 - _sum(work)).clamp(min=1 - _BUSIEST)
-    root = work.sqrt()
+    root = _root(work)
     spare = slack * root / _sum(root).clamp(min=1e-30)
     for _ in range(_NEWTON):
         y = spare.clamp(min=1e-12)
@@ -78,7 +83,7 @@ def energy(server: Server, latency: str, k: Tensor, n: Tensor, u: Tensor | None,
     work = load * service
     penalty = torch.zeros_like(work[0])
     if u is None and server.share is None and latency == "slot":
-        total = _sum(load * service.sqrt())
+        total = _sum(load * _root(service))
         delay = total * total
     else:
         if server.share is not None:
@@ -129,7 +134,7 @@ def assign_general(
     jump: Tensor, threshold: Tensor, beta: Tensor, server: Server, latency: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The model of one piece, ``a`` and ``g`` of shape (B, R), with its fixed-point demand, shape (B, 1)."""
-    new = jump + torch.zeros_like(a)
+    new = jump.expand(a.shape)
     place = new * (gain.shape[-1] // k.shape[0]) + k.gather(0, new[None].long())[0]
     g2 = look(gain, place)
     q2 = q + g2 - g

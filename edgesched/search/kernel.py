@@ -18,6 +18,7 @@ import functools
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
@@ -68,7 +69,7 @@ def assign_joint(
     threshold: Tensor, beta: Tensor, unit: Tensor, weight: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The model of one piece: ``a`` of shape (B, R), all step indices ``k`` (M, B, R), tables (B, M · K)."""
-    new = jump + torch.zeros_like(a)
+    new = jump.expand(a.shape)
     options = gain.shape[-1] // k.shape[0]
     place = new * options + k.gather(0, new[None].long())[0]
     g2, d2 = look(gain, place), look(cost, place)
@@ -118,3 +119,10 @@ def compiled(function: F) -> F:
     Indices are in range by construction, so that Inductor's checks of them are left out.
     """
     return torch.compile(function, dynamic=True, options={"assert_indirect_indexing": False})  # type: ignore[return-value]
+
+
+def distinct_sizes() -> AbstractContextManager[None]:
+    """While this is entered, code is compiled without taking sizes for the same that happen to be equal."""
+    from torch.fx.experimental import _config
+
+    return _config.patch(use_duck_shape=False)  # type: ignore[attr-defined, no-any-return]

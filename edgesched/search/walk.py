@@ -226,9 +226,8 @@ class GivenWalk(Walk):
     def refresh(self) -> None:
         """Gains and costs at the step counts, one tensor a model."""
         super().refresh()
-        self.ks, self.gs, self.ds = list(self.k.unbind(0)), list(self.g.unbind(0)), list(self.d.unbind(0))
-        self.gains = list(self.tables.gain.contiguous().unbind(0))
-        self.costs = list(self.tables.cost.contiguous().unbind(0))
+        self.ks, self.gs, self.ds = ([row.clone() for row in x] for x in (self.k, self.g, self.d))
+        self.gains, self.costs = ([row.contiguous().clone() for row in x] for x in (self.tables.gain, self.tables.cost))
 
     def move(self, move: Move, jump: Tensor, shift: Tensor, threshold: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         """One iteration; returns the row moved before and after it."""
