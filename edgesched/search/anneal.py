@@ -90,7 +90,8 @@ def anneal(
         patience: Stop a scenario after this many proposals of each chain without a better plan.
         target_gap: Stop a scenario once its gap to its bound is at most this.
         compile: Whether to compile the step; None decides by the number of proposals, on a GPU always.
-        checkpoint: File to save the state to, every 10 seconds and at the end, and to go on from if it exists.
+        checkpoint: File to save the state to, every 10 seconds and at the end, and to go on from if it exists:
+            also where ``max_seconds`` ended the search before it was over.
         progress: Show a progress bar.
         callback: Called at every recorded iteration.
 
@@ -126,7 +127,7 @@ def anneal(
     use = _worth_compiling(scenario, chains * iterations * restarts * b) if compile is None else compile
     use = use and (scenario.device.type != "cpu" or kernel.compiler())
     rules = Rules(chains, iterations, seed, cooling, schedule, tempering, patience, use)
-    saved: dict[str, Any] = {"finished": [], "current": None}
+    saved: dict[str, Any] = {"finished": {}, "partial": {}}
     path = None if checkpoint is None else Path(checkpoint)
     problem = ""
     if path is not None:
@@ -136,14 +137,16 @@ def anneal(
     rows = m if given is not None else c * len(piece_sizes(c, True))
     at_once = max(1, _NUMBERS_AT_ONCE // (max(chains, 2) * 6 * (rows + m)))
     jobs = [(slice(i, min(i + at_once, b)), r) for i in range(0, b, at_once) for r in range(restarts)]
-    finished: list[dict[str, Any]] = list(saved["finished"])
+    finished: dict[int, dict[str, Any]] = saved["finished"]
+    partial: dict[int, dict[str, Tensor]] = saved["partial"]
     saved_at = time.perf_counter()
 
-    def write(current: dict[str, Tensor] | None) -> None:
+    def write() -> None:
         if path is not None:
-            checkpoints.save(path, {"problem": problem, "finished": finished, "current": current})
+            checkpoints.save(path, {"problem": problem, "finished": finished, "partial": partial})
 
     plans, histories = [], []
+    outcomes: list[dict[str, Any]] = []
     with Bar(disable=not progress) as bar:
         task = bar.add_task("annealing", total=len(jobs) * iterations, completed=len(finished) * iterations)
         for job, (part, restart) in enumerate(jobs):
@@ -159,10 +162,9 @@ def anneal(
                     for x in (given_part, index_part, share_part)
                 )
             tables = build(piece, given_part, index_part, share_part, closed)
-            if job >= len(finished):
+            if job not in finished:
                 own = dataclasses.replace(rules, seed=seed + restart * 0x51ED2701)
-                run = Run(tables, own, _target(piece, given_part, target_gap), saved["current"])
-                saved["current"] = None
+                run = Run(tables, own, _target(piece, given_part, target_gap), partial.get(job))
                 compiling = time.perf_counter()
                 with kernel.distinct_sizes():
                     run.warm()
@@ -171,19 +173,32 @@ def anneal(
                     bar.update(task, completed=job * iterations + run.done)
                     while run.advance(deadline, callback, lambda n: bar.advance(task, n)):
                         if path is not None and time.perf_counter() - saved_at > _SAVE_SECONDS:
-                            write(run.state())
+                            partial[job] = run.state()
+                            write()
                             saved_at = time.perf_counter()
                 states, energy = run.winners()
-                finished.append({"states": states, "energy": energy, "history": torch.stack(run.history),
-                                 "done": run.done})  # fmt: skip
-                write(None)
+                outcome: dict[str, Any] = {
+                    "states": states,
+                    "energy": energy,
+                    "history": torch.stack(run.history),
+                    "done": run.done,
+                }
+                partial.pop(job, None)
+                if run.over():
+                    finished[job] = outcome
+                else:
+                    partial[job] = run.state()
+                write()
+            else:
+                outcome = finished[job]
+            outcomes.append(outcome)
             if restart == restarts - 1:
-                results = finished[job + 1 - restarts : job + 1]
+                results = outcomes[job + 1 - restarts : job + 1]
                 plan, history = _gathered(tables, results, polish)
                 real = slice(0, part.stop - part.start)
                 plans.append(plan[real])
                 histories.append(history[:, real])
-    proposals = sum(d["done"] * chains * (p.stop - p.start) for d, (p, _) in zip(finished, jobs, strict=True))
+    proposals = sum(int(d["done"]) * chains * (p.stop - p.start) for d, (p, _) in zip(outcomes, jobs, strict=True))
     plan = Plan(*(torch.cat([getattr(p, f) for p in plans]) for f in ("assignment", "steps", "share")))
     length = max(len(h) for h in histories)
     history = torch.cat([torch.cat([h, h[-1:].expand(length - len(h), -1)]) for h in histories], 1)

@@ -99,11 +99,15 @@ class Run:
             jump, shift, threshold = block(self.chain, self.logs, [move], [0.0], self.rules.seed, 0, True)
             other.move(move, jump[0].clone(), shift[0].clone(), threshold[0].clone(), beta)
 
+    def over(self) -> bool:
+        """Whether every scenario has stopped or all iterations are done."""
+        return self.done >= self.iterations or not bool(self.active.any())
+
     def advance(
         self, deadline: float | None, callback: Callable[[Progress], None] | None, tick: Callable[[int], None] | None
     ) -> bool:
         """Go on to the next recorded iteration; False once the run is over."""
-        if self.done >= self.iterations or not bool(self.active.any()):
+        if self.over():
             return False
         first, last = self.done, min(self.iterations, (self.done // self.every + 1) * self.every)
         count = len(self.moves)

@@ -90,6 +90,7 @@ def energy(server: Server, latency: str, k: Tensor, n: Tensor, u: Tensor | None,
             share = server.share.clamp(min=1e-9)
         elif u is not None:
             share = u.float().clamp(min=0.25) * server.per_unit
+            penalty = _STEP_PENALTY * _sum(((load > 0) & (u == 0)).float())
         else:
             share = queue_shares(work)
         busy = torch.where(load > 0, work / share.clamp(min=1e-9), 0.0)
@@ -98,7 +99,7 @@ def energy(server: Server, latency: str, k: Tensor, n: Tensor, u: Tensor | None,
         else:
             calm = busy.clamp(max=_BUSIEST)
             delay = _sum(calm + calm * calm / (2 * (1 - calm)))
-            penalty = PENALTY * _sum((busy - _BUSIEST).clamp(min=0))
+            penalty = penalty + PENALTY * _sum((busy - _BUSIEST).clamp(min=0))
     if server.deadline is not None:
         over = (delay * server.deadline - 1).clamp(min=0)
         penalty = penalty + torch.where(over > 0, _STEP_PENALTY + PENALTY * over, 0.0)
@@ -132,18 +133,26 @@ def step_general(
 def assign_general(
     a: Tensor, k: Tensor, g: Tensor, n: Tensor, u: Tensor | None, q: Tensor, e: Tensor, gain: Tensor, demand: Tensor,
     jump: Tensor, threshold: Tensor, beta: Tensor, server: Server, latency: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
     """The model of one piece, ``a`` and ``g`` of shape (B, R), with its fixed-point demand, shape (B, 1)."""
-    new = jump.expand(a.shape)
+    new, u0 = jump.expand(a.shape), u
     place = new * (gain.shape[-1] // k.shape[0]) + k.gather(0, new[None].long())[0]
     g2 = look(gain, place)
     q2 = q + g2 - g
     models = _models(k)
-    n2 = n + torch.where(models == new, demand, 0) - torch.where(models == a, demand, 0)
+    to, source = models == new, models == a
+    n2 = n + torch.where(to, demand, 0) - torch.where(source, demand, 0)
+    if u is not None:
+        # A model without a unit gets one from the model that the piece leaves.
+        bare = torch.where(to, u, 0).sum(0, dtype=torch.int32) == 0
+        u = u + torch.where(bare & to & (new != a), 1, 0) - torch.where(bare & source & (new != a), 1, 0)
     e2 = energy(server, latency, k, n2, u, q2)
     take = ((e2 - e) * beta > threshold) & ((g2 >= 0) | (g < 0))
+    if u is not None and u0 is not None:
+        take = take & (torch.where(source, u, 0).sum(0, dtype=torch.int32) >= 0)
+        u = torch.where(take, u, u0)
     return (
-        torch.where(take, new, a), torch.where(take, g2, g), torch.where(take, n2, n), torch.where(take, q2, q),
+        torch.where(take, new, a), torch.where(take, g2, g), torch.where(take, n2, n), u, torch.where(take, q2, q),
         torch.where(take, e2, e),
     )  # fmt: skip
 

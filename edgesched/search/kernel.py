@@ -125,4 +125,4 @@ def distinct_sizes() -> AbstractContextManager[None]:
     """While this is entered, code is compiled without taking sizes for the same that happen to be equal."""
     from torch.fx.experimental import _config
 
-    return _config.patch(use_duck_shape=False)  # type: ignore[attr-defined, no-any-return]
+    return _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]

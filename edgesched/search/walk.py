@@ -191,7 +191,7 @@ class Walk:
         assert self.a is not None
         assert t.demand is not None
         before = self.a[row].clone()
-        self.a[row], self.g[row], self.n, self.q, self.e = self.kernel(assign_general)(
+        self.a[row], self.g[row], self.n, self.u, self.q, self.e = self.kernel(assign_general)(
             before, self.k, self.g[row], self.n, self.u, self.q, self.e, self.gain_piece[row], t.demand[row], jump,
             threshold, beta, server, latency,
         )  # fmt: skip
