@@ -79,7 +79,7 @@ def anneal(
         iterations: Proposals of each chain.
         seed: Seed of starting points and moves.
         shares: ``"closed_form"`` takes the best shares for every proposal (slot mode: exact; queue mode: by
-            Newton steps; slices are always annealed); ``"annealed"`` makes them part of the search, as published.
+            Newton steps; up to 16 slices dealt one by one, more are annealed); ``"annealed"`` makes them part of the search, as published.
         polish: At the end take the best shares for the plan found and, where it is a concave problem, its
             best assignment.
         cooling: Last temperature relative to the first.

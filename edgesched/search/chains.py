@@ -145,6 +145,7 @@ class Run:
 
     def _snapshot(self, round_: int) -> None:
         """Keep what is better than the best of each chain, and exchange tempered chains."""
+        self.walk.settle()
         energy = self.walk.energy()
         better = (energy > self.best_energy) & self.active[:, None]
         self.best_energy = torch.where(better, energy, self.best_energy)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from edgesched.objective import _unit_shares
 from edgesched.search.kernel import look, propose
 
 PENALTY = 1e4
@@ -22,7 +23,7 @@ _NEWTON = 2
 
 
 class Server(NamedTuple):
-    """Constants of the objective, float32: per model (M, B, ·), per scenario (B, 1)."""
+    """Constants of the objective, float32: per model (M, B, ·), per scenario (B, 1); ``dealt`` slices, if few."""
 
     service: Tensor
     unit: Tensor
@@ -33,6 +34,7 @@ class Server(NamedTuple):
     deadline: Tensor | None
     memory: Tensor | None
     limit: Tensor | None
+    dealt: int | None
 
 
 def _sum(rows: Tensor) -> Tensor:
@@ -82,7 +84,7 @@ def energy(server: Server, latency: str, k: Tensor, n: Tensor, u: Tensor | None,
     load = n.float() * server.load_unit + torch.zeros_like(service)
     work = load * service
     penalty = torch.zeros_like(work[0])
-    if u is None and server.share is None and latency == "slot":
+    if u is None and server.share is None and server.dealt is None and latency == "slot":
         total = _sum(load * _root(service))
         delay = total * total
     else:
@@ -91,6 +93,9 @@ def energy(server: Server, latency: str, k: Tensor, n: Tensor, u: Tensor | None,
         elif u is not None:
             share = u.float().clamp(min=0.25) * server.per_unit
             penalty = _STEP_PENALTY * _sum(((load > 0) & (u == 0)).float())
+        elif server.dealt is not None:
+            rows = _unit_shares(latency, load.movedim(0, -1), service.movedim(0, -1), server.dealt)
+            share = rows.movedim(-1, 0)
         else:
             share = queue_shares(work)
         busy = torch.where(load > 0, work / share.clamp(min=1e-9), 0.0)

@@ -17,6 +17,8 @@ _COST_RANGE = 1 << 29
 _LOAD_RANGE = 1 << 24
 _MASK_RANGE = 1 << 30
 FINE_UNITS = 1024
+# Dealing slices out for every proposal takes as many rounds; beyond this, units are annealed.
+_DEALT_UNITS = 16
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,9 @@ def build(scenario: Scenario, given: Tensor | None, steps: Tensor | None, share:
     device = scenario.device
     free = scenario.memory_gib is None and scenario.deadline_s is None
     sliced = scenario.share_units is not None
-    closed = closed and not sliced and share is None
-    separable = closed and free and scenario.latency == "slot"
+    dealt = closed and sliced and (scenario.share_units or 0) <= _DEALT_UNITS and share is None
+    closed = (closed and not sliced and share is None) or dealt
+    separable = closed and not dealt and free and scenario.latency == "slot"
     total = scenario.demand.double().sum(-1)
     service = step_service_times(scenario).double()
     root = service.sqrt()
@@ -122,6 +125,7 @@ def build(scenario: Scenario, given: Tensor | None, steps: Tensor | None, share:
         None if scenario.deadline_s is None else (1 / (scenario.deadline_s[:, None] * column)).float(),
         per_model(scenario.memory_gib),
         None if scenario.memory_limit_gib is None else (1 / scenario.memory_limit_gib[:, None]).float(),
+        scenario.share_units if dealt else None,
     )
     return Tables(
         scenario,

@@ -9,12 +9,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from edgesched.objective import share_for_load
 from edgesched.search import kernel, rng
 from edgesched.search.general import Server, assign_general, energy, share_general, step_general
 from edgesched.search.tables import Tables
 
 F = TypeVar("F", bound=Callable[..., object])
 STEP, ASSIGN, SHARE = 0, 1, 2
+_SETTLED_UNITS = 64
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ class Walk:
         seed: Seed of the starting points.
         compile: Whether the kernels are compiled.
     """
+
+    q: Tensor
+    n: Tensor
+    e: Tensor
 
     def __init__(self, tables: Tables, lanes: int, seed: int, compile: bool) -> None:
         self.tables, self.lanes, self.compile = tables, lanes, compile
@@ -101,6 +107,7 @@ class Walk:
         if t.units is not None:
             self.u = self._start_units()
         self.refresh()
+        self.settle()
 
     def _start_units(self) -> Tensor:
         """Units in proportion to n √t at the middle step count, every model that may be loaded getting one."""
@@ -116,6 +123,19 @@ class Walk:
         richest = whole.argmax(0, keepdim=True)
         whole = whole.scatter_add(0, richest, -over[None].to(torch.int32)).clamp(min=0)
         return whole.expand(len(self.models), b, self.lanes).contiguous()
+
+    def settle(self) -> None:
+        """Deal slices out anew where that is better for a chain: exact for its loads and steps (Fox 1966)."""
+        t = self.tables
+        if self.u is None or t.scenario.share_units is None or t.scenario.share_units > _SETTLED_UNITS:
+            return
+        load = self.n.float() * t.server.load_unit + torch.zeros_like(self.u, dtype=torch.float32)
+        service = kernel.look(t.server.service, self.k)
+        share = share_for_load(t.scenario, load.movedim(0, -1), service.movedim(0, -1))
+        dealt = (share * t.scenario.share_units).round().to(torch.int32).movedim(-1, 0).contiguous()
+        value = energy(t.server, t.scenario.latency, self.k, self.n, dealt, self.q)
+        better = value > self.e
+        self.u, self.e = torch.where(better, dealt, self.u), torch.where(better, value, self.e)
 
     def refresh(self) -> None:
         """Everything that follows from assignment, steps and units."""
