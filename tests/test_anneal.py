@@ -206,6 +206,9 @@ def test_small_jobs_are_not_compiled_and_a_missing_compiler_is_said_once(monkeyp
     s, given = problem("given")
     monkeypatch.setattr(kernel, "compiled", lambda function: pytest.fail("compiled"))
     anneal(s, **given, **SMALL)
+    monkeypatch.setattr(engine, "_REPAID_GIVEN", 5 * 8 * 240)
+    with pytest.raises(pytest.fail.Exception):
+        anneal(s, **given, **SMALL)
     monkeypatch.undo()
     kernel.compiler.cache_clear()
     monkeypatch.setattr(kernel.shutil, "which", lambda name: None)

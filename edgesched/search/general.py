@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from edgesched.objective import _unit_shares
-from edgesched.search.kernel import look, propose
+from edgesched.search.kernel import at_lanes, look, propose
 
 PENALTY = 1e4
 _STEP_PENALTY = 100.0
@@ -137,11 +137,11 @@ def step_general(
 
 def assign_general(
     a: Tensor, k: Tensor, g: Tensor, n: Tensor, u: Tensor | None, q: Tensor, e: Tensor, gain: Tensor, demand: Tensor,
-    jump: Tensor, threshold: Tensor, beta: Tensor, server: Server, latency: str,
+    jump: Tensor, threshold: Tensor, beta: Tensor, lane: Tensor, server: Server, latency: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
     """The model of one piece, ``a`` and ``g`` of shape (B, R), with its fixed-point demand, shape (B, 1)."""
     new, u0 = jump.expand(a.shape), u
-    place = new * (gain.shape[-1] // k.shape[0]) + k.gather(0, new[None].long())[0]
+    place = new * (gain.shape[-1] // k.shape[0]) + at_lanes(k, new, lane)
     g2 = look(gain, place)
     q2 = q + g2 - g
     models = _models(k)

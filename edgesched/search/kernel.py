@@ -32,6 +32,15 @@ def look(table: Tensor, index: Tensor) -> Tensor:
     return table.gather(-1, index.long())
 
 
+def at_lanes(k: Tensor, model: Tensor, lane: Tensor) -> Tensor:
+    """Every chain's entry of ``k`` (M, B, R) at its own model (B, R); ``lane`` counts the chains, (B, R), int32.
+
+    One flat index: a gather along the first dimension ran at a sixth of the speed.
+    """
+    place = model * lane.numel() + lane
+    return k.reshape(-1).gather(0, place.reshape(-1).long()).reshape(lane.shape)
+
+
 def propose(index: Tensor, jump: Tensor, shift: Tensor, options: int) -> Tensor:
     """The option jumped to, or a neighbour of the present one."""
     return torch.where(jump >= 0, jump, (index + shift).clamp(0, options - 1))
@@ -66,12 +75,12 @@ def step_given(
 
 def assign_joint(
     a: Tensor, g: Tensor, d: Tensor, s: Tensor, k: Tensor, gain: Tensor, cost: Tensor, jump: Tensor,
-    threshold: Tensor, beta: Tensor, unit: Tensor, weight: Tensor,
+    threshold: Tensor, beta: Tensor, unit: Tensor, weight: Tensor, lane: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The model of one piece: ``a`` of shape (B, R), all step indices ``k`` (M, B, R), tables (B, M · K)."""
     new = jump.expand(a.shape)
     options = gain.shape[-1] // k.shape[0]
-    place = new * options + k.gather(0, new[None].long())[0]
+    place = new * options + at_lanes(k, new, lane)
     g2, d2 = look(gain, place), look(cost, place)
     change = d2 - d
     s2 = s + change

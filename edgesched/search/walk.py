@@ -69,6 +69,7 @@ class Walk:
         b, _, m, k = t.scenario.shape
         self.unit, self.weight = t.unit.float(), t.weight.float()
         self.models = torch.arange(m, dtype=torch.int32, device=t.scenario.device)
+        self.lane = torch.arange(b * self.lanes, dtype=torch.int32, device=t.scenario.device).reshape(b, self.lanes)
         if self.joint:
             self.gain_piece, self.cost_piece = t.gain.reshape(-1, b, m * k), t.cost.reshape(-1, b, m * k)
             self.gain_model = t.gain.permute(2, 0, 1, 3).contiguous()
@@ -182,7 +183,7 @@ class Walk:
         before = self.a[row].clone()
         new, self.g[row], self.d[row], self.s = self.kernel(kernel.assign_joint)(
             self.a[row], self.g[row], self.d[row], self.s, self.k, self.gain_piece[row], self.cost_piece[row], jump,
-            threshold, beta, self.unit, self.weight,
+            threshold, beta, self.unit, self.weight, self.lane,
         )  # fmt: skip
         self.a[row] = new
         return before, new
@@ -213,7 +214,7 @@ class Walk:
         before = self.a[row].clone()
         self.a[row], self.g[row], self.n, self.u, self.q, self.e = self.kernel(assign_general)(
             before, self.k, self.g[row], self.n, self.u, self.q, self.e, self.gain_piece[row], t.demand[row], jump,
-            threshold, beta, server, latency,
+            threshold, beta, self.lane, server, latency,
         )  # fmt: skip
         return before, self.a[row]
 
