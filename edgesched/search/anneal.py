@@ -1,72 +1,44 @@
 """Simulated annealing over assignment, steps and shares, for many scenarios and chains at once.
 
 Every chain of every scenario is one entry of the leading dimensions (B, R); one iteration proposes one
-move in each and accepts by the Metropolis rule (Metropolis et al. 1953; Kirkpatrick et al. 1983) under
-a geometric temperature schedule that starts at measured differences of utility. All scenarios share the
-stream of random numbers, so that the result of a scenario does not depend on its batch.
+move in each and accepts by the Metropolis rule (Metropolis et al. 1953; Kirkpatrick et al. 1983). The step
+is :mod:`edgesched.search.kernel` where shares separate and :mod:`edgesched.search.general` elsewhere.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+from rich.progress import Progress as Bar
 from torch import Tensor
 
 from edgesched.bounds import upper_bound
 from edgesched.errors import SearchError
-from edgesched.objective import best_share, evaluate, loads, step_service_times
+from edgesched.objective import best_share, evaluate
+from edgesched.search import checkpoint as checkpoints
+from edgesched.search import kernel
 from edgesched.search._result import certified, checked_assignment, checked_steps, positive
-from edgesched.search.exact import best_assignment, quality_by_step
+from edgesched.search.chains import Progress, Rules, Run
+from edgesched.search.exact import plan_at
+from edgesched.search.schedule import SCHEDULES
+from edgesched.search.tables import Tables, build, piece_sizes
 from edgesched.types import Plan, Scenario, SearchResult
 
+__all__ = ["Progress", "anneal"]
+
 SHARE_MODES = ("closed_form", "annealed")
-_STATES_AT_ONCE = 4_000_000
-_PENALTY = 1e4
-_HISTORY = 200
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a callback sees: state of the search at one recorded iteration."""
-
-    iteration: int
-    temperature: Tensor
-    acceptance: float
-    best: Tensor
-
-
-@dataclass(frozen=True)
-class _Problem:
-    """Constants of a chunk. ``gain`` is Q of shape (B, M, K, C), or Σ_c n_c p_cm Q of shape (B, M, K) when the
-    assignment is given; masked options cost a penalty in it."""
-
-    scenario: Scenario
-    gain: Tensor
-    service: Tensor
-    total: Tensor
-    load: Tensor | None
-    share: Tensor | None
-    closed_form: bool
-
-
-@dataclass(frozen=True)
-class _State:
-    """Chains: step indices (B, R, M), assignment (B, R, M, C) or None where given, share logits (B, R, M)."""
-
-    index: Tensor
-    assign: Tensor | None
-    logit: Tensor
-
-    def where(self, take: Tensor, other: _State) -> _State:
-        """``other`` where ``take``, shape (B, R), is set, else this."""
-        assign = self.assign
-        if assign is not None and other.assign is not None:
-            assign = torch.where(take[..., None, None], other.assign, assign)
-        one = take[..., None]
-        return _State(torch.where(one, other.index, self.index), assign, torch.where(one, other.logit, self.logit))
+_NUMBERS_AT_ONCE = 32_000_000
+_SAVE_SECONDS = 10.0
+# Proposals that repay compilation, measured on one core of an EPYC with an empty cache: 10-14 s against 15 ns saved
+# a proposal (assignment given), 12 s against 29 ns (joint), 25-45 s against 120-170 ns (queues and limits).
+_REPAID_GIVEN = 800_000_000
+_REPAID_JOINT = 400_000_000
+_REPAID_GENERAL = 250_000_000
 
 
 def anneal(
@@ -81,14 +53,23 @@ def anneal(
     shares: str = "closed_form",
     polish: bool = True,
     cooling: float = 1e-4,
+    schedule: str = "geometric",
+    tempering: bool = False,
+    restarts: int = 1,
     max_seconds: float | None = None,
+    patience: int | None = None,
     target_gap: float | None = None,
+    compile: bool | None = None,
+    checkpoint: Path | str | None = None,
+    progress: bool = False,
     callback: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """Anneal what is not given.
 
-    A move changes one model's step count (to a neighbour or anywhere), the assignment of one category (all
-    of it, or a part moved between two models) or one model's share.
+    A move changes one model's step count (to a neighbour or anywhere), the model of one category or part of
+    one, or shifts share from one model to another. On one device the result of a scenario is the same to
+    the bit alone, in any batch and order, compiled or not, and after a stop and a resume; a time limit
+    excepted.
 
     Args:
         scenario: Batch of B scenarios.
@@ -98,20 +79,28 @@ def anneal(
         chains: Chains R of each scenario.
         iterations: Proposals of each chain.
         seed: Seed of starting points and moves.
-        shares: ``"closed_form"`` takes the best shares for every proposal where they have a closed form
-            (slot mode without slices); ``"annealed"`` makes them part of the search, as published.
+        shares: ``"closed_form"`` takes the best shares for every proposal (slot mode: exact; queue mode: by
+            Newton steps; up to 16 slices dealt one by one, more are annealed); ``"annealed"`` makes them part of the search, as published.
         polish: At the end take the best shares for the plan found and, where it is a concave problem, its
             best assignment.
         cooling: Last temperature relative to the first.
+        schedule: ``"geometric"``, or ``"adaptive"`` to follow an acceptance rate.
+        tempering: Hold the chains at a ladder of temperatures and exchange neighbours, in place of cooling.
+        restarts: Independent runs, each of ``iterations``; the best is returned.
         max_seconds: Stop after this time.
-        target_gap: Stop once every scenario's gap to its bound is at most this.
+        patience: Stop a scenario after this many proposals of each chain without a better plan.
+        target_gap: Stop a scenario once its gap to its bound is at most this.
+        compile: Whether to compile the step; None decides by the number of proposals, on a GPU always.
+        checkpoint: File to save the state to, every 10 seconds and at the end, and to go on from if it exists:
+            also where ``max_seconds`` ended the search before it was over.
+        progress: Show a progress bar.
         callback: Called at every recorded iteration.
 
     Returns:
-        Best plan of each scenario, with ``history`` of shape (≤ 200, B).
+        Best plan of each scenario, with ``history`` of shape (≤ 201, B).
 
     Raises:
-        SearchError: If an argument is out of its range.
+        SearchError: If an argument is out of its range, or the checkpoint belongs to another problem.
 
     Example:
         >>> s = Scenario.random(2, seed=0)
@@ -119,255 +108,158 @@ def anneal(
         True
     """
     started = time.perf_counter()
-    positive("chains", chains)
-    positive("iterations", iterations)
-    if shares not in SHARE_MODES:
-        raise SearchError(f"shares: {shares!r} is not one of {', '.join(SHARE_MODES)}")
+    for name, count in (("chains", chains), ("iterations", iterations), ("restarts", restarts)):
+        positive(name, count)
+    if patience is not None:
+        positive("patience", patience)
+    for name, value, allowed in (("shares", shares, SHARE_MODES), ("schedule", schedule, SCHEDULES)):
+        if value not in allowed:
+            raise SearchError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
     if not 0 < cooling < 1:
         raise SearchError(f"cooling: expected a number between 0 and 1, got {cooling}")
     given = checked_assignment(scenario, assignment)
     index = checked_steps(scenario, steps)
-    b, c, m, _ = scenario.shape
+    b, c, m, k = scenario.shape
+    if max(m, k) > 32_767:
+        raise SearchError(f"anneal: at most 32,767 models and step counts, got {m} and {k}")
     if share is not None:
         share = torch.as_tensor(share, dtype=scenario.demand.dtype, device=scenario.device).expand(b, m)
-    at_once = max(1, _STATES_AT_ONCE // (chains * m * (c if given is None else 1)))
-    plans, histories, proposals = [], [], 0
-    for start in range(0, b, at_once):
-        rows = slice(start, start + at_once)
-        part = scenario[rows]
-        problem = _problem(part, None if given is None else given[rows], None if share is None else share[rows],
-                           shares == "closed_form")  # fmt: skip
-        target = None
-        if target_gap is not None:
-            bound = upper_bound(part, None if given is None else given[rows])
-            target = bound - target_gap * bound.abs().clamp(min=1)
-        deadline = None if max_seconds is None else started + max_seconds * min(1.0, (start + at_once) / b)
-        state, history, done = _run(
-            problem, None if index is None else index[rows], chains, iterations, seed, cooling, deadline,
-            target, callback,
-        )  # fmt: skip
-        plans.append(_finish(problem, state, None if given is None else given[rows], polish))
-        histories.append(history)
-        proposals += done * chains * len(part)
+    closed = shares == "closed_form"
+    tried = chains * iterations * restarts * b
+    simple = closed and share is None
+    use = _worth_compiling(scenario, tried, given is not None, simple) if compile is None else compile
+    use = use and (scenario.device.type != "cpu" or kernel.compiler())
+    rules = Rules(chains, iterations, seed, cooling, schedule, tempering, patience, use)
+    saved: dict[str, Any] = {"finished": {}, "partial": {}}
+    path = None if checkpoint is None else Path(checkpoint)
+    problem = ""
+    if path is not None:
+        kept = dataclasses.replace(rules, compile=False)
+        problem = checkpoints.fingerprint(scenario, [given, index, share], f"{kept} {closed} {restarts} {target_gap}")
+        saved = checkpoints.load(path, problem, scenario.device) or saved
+    rows = m if given is not None else c * len(piece_sizes(c, True))
+    at_once = max(1, _NUMBERS_AT_ONCE // (max(chains, 2) * 6 * (rows + m)))
+    jobs = [(slice(i, min(i + at_once, b)), r) for i in range(0, b, at_once) for r in range(restarts)]
+    finished: dict[int, dict[str, Any]] = saved["finished"]
+    partial: dict[int, dict[str, Tensor]] = saved["partial"]
+    saved_at = time.perf_counter()
+
+    def write() -> None:
+        if path is not None:
+            checkpoints.save(path, {"problem": problem, "finished": finished, "partial": partial})
+
+    plans, histories = [], []
+    outcomes: list[dict[str, Any]] = []
+    with Bar(disable=not progress) as bar:
+        task = bar.add_task("annealing", total=len(jobs) * iterations, completed=len(finished) * iterations)
+        for job, (part, restart) in enumerate(jobs):
+            piece = scenario[part]
+            pad = use and len(piece) == 1
+            given_part, index_part, share_part = (
+                None if x is None else x[part] for x in (given, index, share)
+            )  # fmt: skip
+            if pad:
+                piece = piece.repeat(2)
+                given_part, index_part, share_part = (
+                    None if x is None else x.repeat(2, *[1] * (x.ndim - 1))
+                    for x in (given_part, index_part, share_part)
+                )
+            tables = build(piece, given_part, index_part, share_part, closed)
+            if job not in finished:
+                own = dataclasses.replace(rules, seed=seed + restart * 0x51ED2701)
+                run = Run(tables, own, _target(piece, given_part, target_gap), partial.get(job))
+                compiling = time.perf_counter()
+                with kernel.distinct_sizes():
+                    run.warm()
+                    started += time.perf_counter() - compiling
+                    deadline = None if max_seconds is None else started + max_seconds * (job + 1) / len(jobs)
+                    bar.update(task, completed=job * iterations + run.done)
+                    while run.advance(deadline, callback, lambda n: bar.advance(task, n)):
+                        if path is not None and time.perf_counter() - saved_at > _SAVE_SECONDS:
+                            partial[job] = run.state()
+                            write()
+                            saved_at = time.perf_counter()
+                states, energy = run.winners()
+                outcome: dict[str, Any] = {
+                    "states": states,
+                    "energy": energy,
+                    "history": torch.stack(run.history),
+                    "done": run.done,
+                }
+                partial.pop(job, None)
+                if run.over():
+                    finished[job] = outcome
+                else:
+                    partial[job] = run.state()
+                write()
+            else:
+                outcome = finished[job]
+            outcomes.append(outcome)
+            if restart == restarts - 1:
+                results = outcomes[job + 1 - restarts : job + 1]
+                plan, history = _gathered(tables, results, polish)
+                real = slice(0, part.stop - part.start)
+                plans.append(plan[real])
+                histories.append(history[:, real])
+    proposals = sum(int(d["done"]) * chains * (p.stop - p.start) for d, (p, _) in zip(outcomes, jobs, strict=True))
     plan = Plan(*(torch.cat([getattr(p, f) for p in plans]) for f in ("assignment", "steps", "share")))
     length = max(len(h) for h in histories)
     history = torch.cat([torch.cat([h, h[-1:].expand(length - len(h), -1)]) for h in histories], 1)
     return certified("anneal", scenario, given, plan, started, proposals, history)
 
 
-def _problem(scenario: Scenario, given: Tensor | None, share: Tensor | None, closed_form: bool) -> _Problem:
-    total = scenario.demand.sum(-1)
-    if given is None:
-        gain = scenario.quality.permute(0, 2, 3, 1).contiguous()
-        gain = torch.where(torch.isneginf(gain), -_PENALTY, gain)
+def _worth_compiling(scenario: Scenario, proposals: int, given: bool, closed: bool) -> bool:
+    """Whether the time saved by compiled kernels is more than compilation costs; on a CPU the results are the same."""
+    if scenario.device.type != "cpu":
+        return True
+    limits = (scenario.share_units, scenario.memory_gib, scenario.deadline_s)
+    if not closed or scenario.latency != "slot" or any(limit is not None for limit in limits):
+        return proposals >= _REPAID_GENERAL
+    return proposals >= (_REPAID_GIVEN if given else _REPAID_JOINT)
+
+
+def _target(scenario: Scenario, given: Tensor | None, target_gap: float | None) -> Tensor | None:
+    if target_gap is None:
+        return None
+    bound = upper_bound(scenario, given)
+    return bound - target_gap * bound.abs().clamp(min=1)
+
+
+def _gathered(tables: Tables, results: list[dict[str, Any]], polish: bool) -> tuple[Plan, Tensor]:
+    """Plan and history of a chunk from its restarts."""
+    best = torch.stack([r["energy"] for r in results]).argmax(0)
+    count = len(results[0]["states"])
+    states = []
+    for i in range(count):
+        every = torch.stack([r["states"][i] for r in results])  # (restarts, rows, B)
+        states.append(every.gather(0, best.expand(1, every.shape[1], -1))[0].T.contiguous())
+    length = max(len(r["history"]) for r in results)
+    padded = [torch.cat([h, h[-1:].expand(length - len(h), -1)]) for h in (r["history"] for r in results)]
+    return _finish(tables, states, polish), torch.stack(padded).amax(0)
+
+
+def _finish(tables: Tables, states: list[Tensor], polish: bool) -> Plan:
+    """The plan of each scenario's best state (B, rows), its shares and where possible its assignment made optimal."""
+    scenario = tables.scenario
+    b, c, m, _ = scenario.shape
+    parts = iter(states)
+    if tables.given is not None:
+        assignment = tables.given
     else:
-        gain = quality_by_step(scenario, given)
-        gain = torch.where(torch.isneginf(gain), -_PENALTY * total[:, None, None], gain)
-    simple = scenario.latency == "slot" and scenario.share_units is None and share is None
-    load = None if given is None else loads(scenario, given)
-    return _Problem(scenario, gain, step_service_times(scenario), total, load, share, closed_form and simple)
-
-
-def _energy(problem: _Problem, state: _State) -> Tensor:
-    """Utility of every chain, shape (B, R); what breaks a constraint costs a penalty that leads back."""
-    scenario = problem.scenario
-    b, _, m = state.index.shape
-    row = torch.arange(b * m, device=state.index.device).reshape(b, 1, m)
-    flat = row * problem.service.shape[-1] + state.index
-    gain = problem.gain.flatten(0, 2)[flat]
-    service = problem.service.flatten()[flat]
-    if problem.load is None:
-        assert state.assign is not None
-        weight = scenario.demand[:, None, None] * state.assign
-        load = weight.sum(-1)
-        quality = (weight * gain).sum((-2, -1))
-    else:
-        load = problem.load[:, None]
-        quality = gain.sum(-1)
-    penalty = torch.zeros_like(quality)
-    if problem.closed_form:
-        delay = (load * service.sqrt()).sum(-1).square()
-    else:
-        share = _share(problem, state.logit, load)
-        busy = load * service / share.clamp(min=1e-12)
-        if scenario.latency == "slot":
-            delay = (load * busy).sum(-1)
-        else:
-            calm = busy.clamp(max=0.999)
-            delay = (calm + calm.square() / (2 * (1 - calm))).sum(-1)
-            penalty = _PENALTY * (busy - 0.999).clamp(min=0).sum(-1)
-    latency = delay / problem.total[:, None]
-    if scenario.deadline_s is not None:
-        over = (latency / scenario.deadline_s[:, None] - 1).clamp(min=0)
-        penalty = penalty + torch.where(over > 0, 100 + _PENALTY * over, 0.0)
-    if scenario.memory_gib is not None and scenario.memory_limit_gib is not None:
-        resident = (scenario.memory_gib[:, None] * (load > 0)).sum(-1)
-        over = (resident / scenario.memory_limit_gib[:, None] - 1).clamp(min=0)
-        penalty = penalty + torch.where(over > 0, 100 + _PENALTY * over, 0.0)
-    return quality / problem.total[:, None] - scenario.latency_weight[:, None] * latency - penalty
-
-
-def _share(problem: _Problem, logit: Tensor, load: Tensor) -> Tensor:
-    """Shares of every chain: given, or the softmax of the logits of loaded models, in whole units if sliced."""
-    if problem.share is not None:
-        return problem.share[:, None]
-    share = logit.masked_fill(load <= 0, -torch.inf).softmax(-1)
-    units = problem.scenario.share_units
-    if units is None:
-        return share
-    # Largest remainders, every loaded model first getting one unit.
-    loaded = load > 0
-    spare = (units - loaded.sum(-1, keepdim=True)).clamp(min=0)
-    ideal = share * spare
-    whole = ideal.floor()
-    rank = (ideal - whole).masked_fill(~loaded, -1).argsort(-1, descending=True).argsort(-1)
-    whole = whole + (rank < (spare - whole.sum(-1, keepdim=True)).round())
-    return torch.where(loaded, whole + 1, torch.zeros_like(whole)) / units
-
-
-def _start(problem: _Problem, index: Tensor | None, chains: int, draw: Callable[..., Tensor]) -> _State:
-    """Random starting points from one stream for all scenarios; the first chains start at single models."""
-    b, c, m, k = problem.scenario.shape
-    drawn = (draw(chains, m) * k).long().clamp(max=k - 1)
-    allowed = problem.scenario.quality.isfinite().any(1)
-    fallback = allowed.int().argmax(-1)[:, None].expand(b, chains, m)
-    start = drawn.expand(b, chains, m)
-    start = torch.where(
-        allowed[:, None].expand(b, chains, m, k).gather(-1, start[..., None]).squeeze(-1), start, fallback
-    )
-    if index is not None:
-        start = index[:, None].expand(b, chains, m)
-    assign = None
-    if problem.load is None:
-        gumbel = -(-draw(chains, m, c).clamp(1e-9, 1 - 1e-9).log()).log()
-        spread = (gumbel * (1 + 5 * draw(chains, 1, 1))).softmax(1)
-        first = min(m, chains)
-        spread[:first] = torch.eye(m, device=spread.device, dtype=spread.dtype)[:first, :, None]
-        assign = spread.expand(b, chains, m, c).clone()
-        load = (problem.scenario.demand[:, None, None] * assign).sum(-1)
-    else:
-        load = problem.load[:, None].expand(b, chains, m)
-    middle = problem.service[..., k // 2].sqrt()[:, None]
-    logit = (load * middle).clamp(min=1e-9).log() + 0.3 * (draw(chains, m) - 0.5)
-    return _State(start.clone(), assign, logit)
-
-
-def _move(problem: _Problem, state: _State, fixed_steps: bool, draw: Callable[..., Tensor], scale: float) -> _State:
-    """One proposal for every chain; kinds of move that nothing is free for are never drawn."""
-    _, r, m = state.index.shape
-    k = problem.service.shape[-1]
-    kinds = [not fixed_steps, problem.load is None, not problem.closed_form and problem.share is None]
-    kind = torch.multinomial(torch.tensor(kinds, dtype=torch.float64), r, True, generator=draw.generator)  # type: ignore[attr-defined]
-    kind = kind.to(state.index.device)
-    u = draw(r, 8)
-    model = (u[:, 0] * m).long().clamp(max=m - 1)
-    here = torch.nn.functional.one_hot(model, m).bool()
-    reach = 1 + (u[:, 1] * max(1.0, scale * k / 2)).floor()
-    shift = torch.where(u[:, 2] < 0.5, -reach, reach).long()
-    anywhere = (u[:, 1] * k).long().clamp(max=k - 1)
-    near = (state.index + shift[:, None]).clamp(0, k - 1)
-    moved = torch.where((u[:, 3] < 0.2)[:, None], anywhere[:, None], near)
-    index = torch.where(here & (kind == 0)[:, None], moved, state.index)
-    assign = state.assign
-    if assign is not None:
-        c = assign.shape[-1]
-        category = torch.nn.functional.one_hot((u[:, 4] * c).long().clamp(max=c - 1), c).bool()
-        whole = here[..., None].to(assign.dtype).expand(r, m, c)
-        source = torch.nn.functional.one_hot((u[:, 5] * m).long().clamp(max=m - 1), m).to(assign.dtype)
-        part = torch.where(u[:, 7] < 0.3, torch.ones_like(u[:, 7]), u[:, 7] * scale)
-        amount = (assign * source[..., None]).sum(-2, keepdim=True) * part[:, None, None]
-        shifted = assign + amount * (whole - source[..., None])
-        new = torch.where((u[:, 6] < 0.35)[:, None, None], whole, shifted)
-        assign = torch.where((kind == 1)[:, None, None] & category[:, None], new, assign)
-    nudge = (u[:, 1] + u[:, 2] + u[:, 3] - 1.5) * 2 * scale
-    logit = state.logit + torch.where(here & (kind == 2)[:, None], nudge[:, None], torch.zeros_like(nudge)[:, None])
-    return _State(index, assign, logit)
-
-
-def _run(
-    problem: _Problem,
-    index: Tensor | None,
-    chains: int,
-    iterations: int,
-    seed: int,
-    cooling: float,
-    deadline: float | None,
-    target: Tensor | None,
-    callback: Callable[[Progress], None] | None,
-) -> tuple[_State, Tensor, int]:
-    """Anneal one chunk; returns each scenario's best state (R = 1), the history and the iterations done."""
-    generator = torch.Generator().manual_seed(seed)
-    dtype, device = problem.total.dtype, problem.total.device
-
-    def draw(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
-
-    draw.generator = generator  # type: ignore[attr-defined]
-    state = _start(problem, index, chains, draw)
-    fixed = index is not None
-    nothing_free = fixed and problem.load is not None and (problem.closed_form or problem.share is not None)
-    energy = _energy(problem, state)
-    best, best_energy = state, energy
-    probes = [(_energy(problem, _move(problem, state, fixed, draw, 1.0)) - energy).abs() for _ in range(8)] if (
-        not nothing_free) else [torch.zeros_like(energy)]  # fmt: skip
-    deltas = torch.stack(probes).flatten(1, 1).movedim(1, 0).flatten(1)
-    ordinary = torch.where(deltas < _PENALTY / 200, deltas, torch.zeros_like(deltas))
-    hot = (ordinary.sum(-1) / (ordinary > 0).sum(-1).clamp(min=1)).clamp(min=1e-9)[:, None]
-    every = max(1, iterations // _HISTORY)
-    history, done = [best_energy.amax(-1)], 0
-    for i in range(0 if nothing_free else iterations):
-        fraction = i / max(iterations - 1, 1)
-        temperature = hot * cooling**fraction
-        proposal = _move(problem, state, fixed, draw, max(0.02, 1 - fraction))
-        proposed = _energy(problem, proposal)
-        chance = draw(chains).log()
-        take = (proposed - energy) > temperature * chance
-        state = state.where(take, proposal)
-        energy = torch.where(take, proposed, energy)
-        better = energy > best_energy
-        best = best.where(better, state)
-        best_energy = torch.maximum(best_energy, energy)
-        done = i + 1
-        if done % every == 0 or done == iterations:
-            history.append(best_energy.amax(-1))
-            if callback is not None:
-                callback(Progress(done, temperature[:, 0], float(take.double().mean()), history[-1]))
-            if target is not None and bool((history[-1] >= target).all()):
-                break
-            if deadline is not None and time.perf_counter() > deadline:
-                break
-    winner = best_energy.argmax(-1)
-    rows = torch.arange(len(winner), device=device)
-    assign = None if best.assign is None else best.assign[rows, winner][:, None]
-    return (
-        _State(best.index[rows, winner][:, None], assign, best.logit[rows, winner][:, None]),
-        torch.stack(history),
-        done,
-    )
-
-
-def _finish(problem: _Problem, state: _State, given: Tensor | None, polish: bool) -> Plan:
-    """The plan of each scenario's best state, its shares and where possible its assignment made optimal."""
-    scenario = problem.scenario
-    index = state.index[:, 0]
+        chosen = torch.nn.functional.one_hot(next(parts).long(), m).to(scenario.demand.dtype)
+        size = tables.pieces.to(scenario.demand.dtype)
+        assignment = (chosen.reshape(b, c, len(size), m) * size[:, None]).sum(-2)
+    index = next(parts).long()
     steps = scenario.steps[index]
-    if given is not None:
-        assignment = given
-    else:
-        assert state.assign is not None
-        assignment = state.assign[:, 0].transpose(-1, -2).contiguous()
-        assignment = assignment / assignment.sum(-1, keepdim=True)
-    load = loads(scenario, assignment)
-    if problem.share is not None:
-        return Plan(assignment, steps, problem.share)
-    if not polish and not problem.closed_form:
-        return Plan(assignment, steps, _share(problem, state.logit, load[:, None])[:, 0])
+    if tables.share is not None:
+        return Plan(assignment, steps, tables.share)
+    if tables.units is not None and not polish:
+        share = next(parts).to(scenario.demand.dtype) / tables.units
+        return Plan(assignment, steps, share)
     plan = Plan(assignment, steps, best_share(scenario, assignment, steps))
-    separable = problem.closed_form and scenario.memory_gib is None and scenario.deadline_s is None
-    if not polish or given is not None or not separable:
+    if not polish or tables.given is not None or not tables.separable:
         return plan
-    refined = best_assignment(scenario, index)
-    other = Plan(refined, steps, best_share(scenario, refined, steps))
+    other = plan_at(scenario, index)
     better = evaluate(scenario, other).utility > evaluate(scenario, plan).utility
     return Plan(
         torch.where(better[:, None, None], other.assignment, plan.assignment),

@@ -1,0 +1,137 @@
+"""The annealing step: pure elementwise arithmetic on structure-of-arrays state.
+
+State is int32 vectors of shape (B, R), one per model and per piece of a category: step indices, model
+indices, and *fixed-point* gain and cost. Sums of whole numbers do not depend on their order and the few
+floating-point operations left (no exp, no log) are exactly rounded, so that compiled and eager code agree
+to the bit and nothing drifts. At one iteration all chains move the same model or category and differ in
+where they move it: a move then touches the rows of that model or category only, and no selection over
+models is needed. In slot mode with free shares, with S = Σ n_m √t_m,
+
+    utility · N = Σ n_c p_cm Q − ω S²,   Δ = ΔG − ω (S' − S) (S' + S),
+
+needs two table look-ups a proposal. Each function is compiled by :func:`compiled` from this source.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def look(table: Tensor, index: Tensor) -> Tensor:
+    """Entries of a table (..., B, K) at indices (..., B, R)."""
+    return table.gather(-1, index.long())
+
+
+def at_lanes(k: Tensor, model: Tensor, lane: Tensor) -> Tensor:
+    """Every chain's entry of ``k`` (M, B, R) at its own model (B, R); ``lane`` counts the chains, (B, R), int32.
+
+    One flat index: a gather along the first dimension ran at a sixth of the speed.
+    """
+    place = model * lane.numel() + lane
+    return k.reshape(-1).gather(0, place.reshape(-1).long()).reshape(lane.shape)
+
+
+def propose(index: Tensor, jump: Tensor, shift: Tensor, options: int) -> Tensor:
+    """The option jumped to, or a neighbour of the present one."""
+    return torch.where(jump >= 0, jump, (index + shift).clamp(0, options - 1))
+
+
+def step_given(
+    k: Tensor, g: Tensor, d: Tensor, s: Tensor, gain: Tensor, cost: Tensor, jump: Tensor, shift: Tensor,
+    threshold: Tensor, beta: Tensor, unit: Tensor, weight: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """One model's step count, the assignment given.
+
+    Args:
+        k: Step index, shape (B, R); ``g`` and ``d`` its gain and cost, ``s`` the sum of costs over models.
+        gain: Fixed-point Σ_c n_c p_cm Q of the model, shape (B, K), negative where masked.
+        cost: Fixed-point n_m √t_m, shape (B, K).
+        jump: Proposals of the chains, with ``shift`` and ``threshold`` as :func:`rng.draws` gives them, shape (R,).
+        beta: Inverse temperature, shape (B, 1) or (B, R).
+        unit: Points of one unit of gain, shape (B, 1).
+        weight: Points of one squared unit of cost, shape (B, 1).
+
+    Returns:
+        The four vectors after the move.
+    """
+    new = propose(k, jump, shift, gain.shape[-1])
+    g2, d2 = look(gain, new), look(cost, new)
+    change = d2 - d
+    s2 = s + change
+    delta = (g2 - g).float() * unit - weight * change.float() * (s2 + s).float()
+    take = (delta * beta > threshold) & ((g2 >= 0) | (g < 0))
+    return torch.where(take, new, k), torch.where(take, g2, g), torch.where(take, d2, d), torch.where(take, s2, s)
+
+
+def assign_joint(
+    a: Tensor, g: Tensor, d: Tensor, s: Tensor, k: Tensor, gain: Tensor, cost: Tensor, jump: Tensor,
+    threshold: Tensor, beta: Tensor, unit: Tensor, weight: Tensor, lane: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The model of one piece: ``a`` of shape (B, R), all step indices ``k`` (M, B, R), tables (B, M · K)."""
+    new = jump.expand(a.shape)
+    options = gain.shape[-1] // k.shape[0]
+    place = new * options + at_lanes(k, new, lane)
+    g2, d2 = look(gain, place), look(cost, place)
+    change = d2 - d
+    s2 = s + change
+    delta = (g2 - g).float() * unit - weight * change.float() * (s2 + s).float()
+    take = (delta * beta > threshold) & ((g2 >= 0) | (g < 0))
+    return torch.where(take, new, a), torch.where(take, g2, g), torch.where(take, d2, d), torch.where(take, s2, s)
+
+
+def step_joint(
+    a: Tensor, k: Tensor, g: Tensor, d: Tensor, s: Tensor, gain: Tensor, cost: Tensor, model: Tensor, jump: Tensor,
+    shift: Tensor, threshold: Tensor, beta: Tensor, unit: Tensor, weight: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """One model's step count ``k`` (B, R) with its pieces: ``a``, ``g``, ``d`` (P, B, R), tables (P, B, K)."""
+    new = propose(k, jump, shift, gain.shape[-1])
+    where = new.expand(a.shape)
+    mine = a == model
+    g2, d2 = torch.where(mine, look(gain, where), g), torch.where(mine, look(cost, where), d)
+    change = (d2 - d).sum(0, dtype=torch.int32)
+    rise = (g2 - g).sum(0, dtype=torch.int32)
+    worse = ((g2 < 0) & (g >= 0)).sum(0, dtype=torch.int32)
+    s2 = s + change
+    delta = rise.float() * unit - weight * change.float() * (s2 + s).float()
+    take = (delta * beta > threshold) & (worse == 0)
+    return torch.where(take, new, k), torch.where(take, g2, g), torch.where(take, d2, d), torch.where(take, s2, s)
+
+
+@functools.cache
+def compiler() -> bool:
+    """Whether TorchInductor can build CPU kernels here; without a C++ compiler it warns, once."""
+    from torch._inductor import config
+
+    names = [
+        name for name in (*((config.cpp.cxx,) if isinstance(config.cpp.cxx, str) else config.cpp.cxx), "g++") if name
+    ]
+    if any(shutil.which(name) for name in names):
+        return True
+    warnings.warn("no C++ compiler was found: annealing runs uncompiled, with the same results", stacklevel=2)
+    return False
+
+
+@functools.cache
+def compiled(function: F) -> F:
+    """A kernel of this package compiled for every shape; Inductor keeps its code on disk between processes.
+
+    Indices are in range by construction, so that Inductor's checks of them are left out.
+    """
+    return torch.compile(function, dynamic=True, options={"assert_indirect_indexing": False})  # type: ignore[return-value]
+
+
+def distinct_sizes() -> AbstractContextManager[None]:
+    """While this is entered, code is compiled without taking sizes for the same that happen to be equal."""
+    from torch.fx.experimental import _config
+
+    return _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
