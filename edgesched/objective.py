@@ -18,6 +18,7 @@ from edgesched.errors import PlanError
 from edgesched.types import Outcome, Plan, Scenario
 
 _BISECTIONS = 60
+_NEWTON = 6
 
 
 def loads(scenario: Scenario, assignment: Tensor) -> Tensor:
@@ -253,12 +254,14 @@ def _queue_shares(load: Tensor, service: Tensor) -> Tensor:
         safe = torch.where(loaded, work, torch.ones_like(work))
 
         def utilisation(multiplier: Tensor) -> Tensor:
-            low, high = torch.zeros_like(work), torch.ones_like(work)
-            for _ in range(_BISECTIONS):
-                mid = (low + high) / 2
-                below = _marginal(mid) * mid.square() < multiplier * safe
-                low, high = torch.where(below, mid, low), torch.where(below, high, mid)
-            return low.clamp(min=1e-12)
+            # g'(ρ) ρ² = μ r reads w √(1 + (1 + w)²) / (1 + w) = √(2 μ r) in w = ρ / (1 − ρ), which is all but straight.
+            aim = (2 * multiplier * safe).sqrt()
+            w = aim
+            for _ in range(_NEWTON):
+                z = 1 + w
+                root = (1 + z.square()).sqrt()
+                w = w - (w * root / z - aim) / (root / z.square() + w / root)
+            return (w / (1 + w)).clamp(min=1e-30)
 
         low = torch.full_like(total, -40.0)
         high = torch.full_like(total, 80.0)

@@ -2,9 +2,20 @@
 
 from edgesched.search.anneal import Progress, anneal
 from edgesched.search.baselines import equal_allocation, optimal_step
+from edgesched.search.branch import branch
 from edgesched.search.coordinate import coordinate
 from edgesched.search.exact import exact
 from edgesched.search.relax import relax
 from edgesched.search.solve import solve
 
-__all__ = ["Progress", "anneal", "coordinate", "equal_allocation", "exact", "optimal_step", "relax", "solve"]
+__all__ = [
+    "Progress",
+    "anneal",
+    "branch",
+    "coordinate",
+    "equal_allocation",
+    "exact",
+    "optimal_step",
+    "relax",
+    "solve",
+]
