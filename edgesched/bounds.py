@@ -9,7 +9,11 @@ and in queue mode, with ρ the total load and g(ρ) = ρ + ρ² / (2 (1 − ρ))
     U ≤ min_{0 ≤ ρ < 1} (1/N) [ Σ_c n_c max_{m,k} (Q − ω g'(ρ) t_mk) + ω (ρ g'(ρ) − g(ρ)) ].
 
 Given an assignment p, the sum becomes Σ_m max_k Σ_c n_c p_cm (·). Slices, memory limits and deadlines
-only shrink the set of plans: the bounds stay valid, and looser.
+only shrink the set of plans: the bounds stay valid, and looser; a memory limit that a model alone exceeds
+takes that model out. The joint bound lets every category run a model at its own step count, which is where
+most of its looseness comes from (0.4 % in the median, 1.6 % at worst at C = 16, M = 8, K = 50); branching over
+intervals of step counts (:mod:`edgesched.branch`) takes that away. In queue mode it also pools the server into
+one queue, which no branching mends.
 """
 
 from __future__ import annotations
@@ -17,30 +21,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgesched.branch import Concave, branch_and_bound
+from edgesched.dual import minimise, price
 from edgesched.errors import PlanError
-from edgesched.objective import _marginal, loads, step_service_times
+from edgesched.objective import loads, step_service_times
 from edgesched.types import Scenario
 
-_BISECTIONS = 56
-_CELLS_AT_ONCE = 8_000_000
-
-
-def price(scenario: Scenario, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Terms of the dual at x (slot) or ρ (queue): price of a request, constant, and what x should equal.
-
-    Args:
-        scenario: Batch of B scenarios.
-        x: Dual variable, shape (B,).
-
-    Returns:
-        Cost coefficient, shape (B,), of the per-request cost (√t or t); constant of the bound, shape (B,).
-    """
-    weight = scenario.latency_weight.double()
-    if scenario.latency == "slot":
-        return 2 * weight * x, weight * x.square(), x
-    slope = _marginal(x)
-    delay = x + x.square() / (2 * (1 - x))
-    return weight * slope, weight * (x * slope - delay), x
+_CELLS_AT_ONCE = 2_000_000
+_MASKED = -1e15
+#: At C = 16, M = 8, K = 50 this brings the median looseness from 0.40 to 0.2 % and the worst from 1.6 to 0.7 %, in
+#: about the time of the plain dual.
+BRANCHED = 8
 
 
 def request_cost(scenario: Scenario) -> Tensor:
@@ -49,15 +40,17 @@ def request_cost(scenario: Scenario) -> Tensor:
     return service.sqrt() if scenario.latency == "slot" else service
 
 
-def upper_bound(scenario: Scenario, assignment: Tensor | None = None) -> Tensor:
+def upper_bound(scenario: Scenario, assignment: Tensor | None = None, *, nodes: int = BRANCHED) -> Tensor:
     """Upper bound on the utility of every plan, by the equations at the head of this module.
 
     Args:
         scenario: Batch of B scenarios.
         assignment: If given, shape (B, C, M), the bound is on plans with this assignment only.
+        nodes: The joint bound is tightened by branching over step counts until about so many intervals of
+            each scenario have been looked at; 1 is the plain dual. It does nothing for a given assignment.
 
     Returns:
-        Bound, shape (B,), float64; −inf where no plan is feasible.
+        Bound, shape (B,), float64; −inf where no plan is feasible. Differentiable.
 
     Raises:
         PlanError: If the assignment's shape does not fit.
@@ -74,19 +67,43 @@ def upper_bound(scenario: Scenario, assignment: Tensor | None = None) -> Tensor:
     parts = []
     for start in range(0, b, at_once):
         part = slice(start, start + at_once)
-        parts.append(
-            _bound(scenario[part] if b > at_once else scenario, None if assignment is None else assignment[part])
-        )
+        some = scenario[part] if b > at_once else scenario
+        if assignment is None:
+            parts.append(_joint_bound(some, nodes))
+        else:
+            parts.append(_bound(some, dual_terms(some, assignment[part])))
     return torch.cat(parts)
 
 
-def _bound(scenario: Scenario, assignment: Tensor | None) -> Tensor:
-    gain, weight, cost = dual_terms(scenario, assignment)
-    low, high = dual_interval(scenario, cost)
-    with torch.no_grad():
-        x = _minimiser(scenario, gain, weight, cost, low, high)
+def _bound(scenario: Scenario, terms: tuple[Tensor, Tensor, Tensor], x: Tensor | None = None) -> Tensor:
+    gain, weight, cost = terms
+    if x is None:
+        with torch.no_grad():
+            x = _minimiser(scenario, gain, weight, cost)
     value = dual_value(scenario, gain, weight, cost, x)[0]
     return value / scenario.demand.double().sum(-1)
+
+
+def _joint_bound(scenario: Scenario, nodes: int) -> Tensor:
+    """The bound of the open node that holds it, computed once more where gradients are wanted."""
+    b, c, m, k = scenario.shape
+    quality = scenario.quality.double()
+    if scenario.memory_gib is not None and scenario.memory_limit_gib is not None:
+        too_big = scenario.memory_gib > scenario.memory_limit_gib[:, None]
+        quality = quality.masked_fill(too_big[:, None, :, None], -torch.inf)
+    demand = scenario.demand.double()
+    cost = request_cost(scenario).reshape(b, 1, m * k)
+    if nodes <= 1 or k == 1:
+        return _bound(scenario, (quality.reshape(b, c, m * k), demand, cost))
+    with torch.no_grad():
+        weight = scenario.latency_weight.double()
+        problem = Concave(quality.clamp(min=_MASKED), cost.reshape(b, m, k), demand, weight, scenario.latency)
+        proof = branch_and_bound(problem, nodes=nodes, plans=False)
+        low, high, x = (part[proof.row] for part in (proof.nodes.low, proof.nodes.high, proof.nodes.x))
+        options = torch.arange(k, device=low.device)
+        outside = (options < low[..., None]) | (options > high[..., None])
+    gain = quality.masked_fill(outside[:, None], -torch.inf).reshape(b, c, m * k)
+    return _bound(scenario, (gain, demand, cost), x)
 
 
 def dual_terms(scenario: Scenario, assignment: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,19 +122,11 @@ def dual_terms(scenario: Scenario, assignment: Tensor | None) -> tuple[Tensor, T
     return mean, load, cost
 
 
-def dual_interval(scenario: Scenario, cost: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the dual variable lies, two tensors of shape (B,)."""
-    zero = torch.zeros(len(scenario), dtype=torch.float64, device=scenario.device)
-    if scenario.latency == "slot":
-        return zero, scenario.demand.double().sum(-1) * cost.flatten(1).amax(-1)
-    return zero, zero + (1 - 1e-9)
-
-
 def dual_value(
     scenario: Scenario, gain: Tensor, weight: Tensor, cost: Tensor, x: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """N times the bound at x, the load Σ weight · cost of the choices made there, and the choices (B, G)."""
-    coefficient, constant, _ = price(scenario, x)
+    coefficient, constant = price(scenario.latency, scenario.latency_weight.double(), x)
     net, choice = (gain - coefficient[:, None, None] * cost).max(-1)
     loaded = weight > 0
     total = torch.where(loaded, weight * torch.where(loaded, net, 0.0), 0.0).sum(-1) + constant
@@ -125,13 +134,18 @@ def dual_value(
     return total, (weight * chosen).sum(-1), choice
 
 
-def _minimiser(scenario: Scenario, gain: Tensor, weight: Tensor, cost: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Bisection on the sign of the subgradient: the load at x falls as x grows, and equals x at the minimum."""
-    for _ in range(_BISECTIONS):
-        mid = (low + high) / 2
-        above = dual_value(scenario, gain, weight, cost, mid)[1] > mid
-        low, high = torch.where(above, mid, low), torch.where(above, high, mid)
-    return high
+def _minimiser(scenario: Scenario, gain: Tensor, weight: Tensor, cost: Tensor) -> Tensor:
+    """The dual variable at the minimum, shape (B,)."""
+    finite = gain.clamp(min=_MASKED)
+    costs = cost.expand(*weight.shape, cost.shape[-1])
+
+    def choose(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        choice = torch.addcmul(finite, -y[:, None, None], cost).argmax(-1, keepdim=True)
+        pick = [(weight * part.gather(-1, choice).squeeze(-1)).sum(-1) for part in (finite, costs)]
+        return pick[0], pick[1], choice.squeeze(-1)
+
+    zero = torch.zeros(len(scenario), dtype=torch.float64, device=scenario.device)
+    return minimise(choose, scenario.latency, scenario.latency_weight.double(), zero)[1]
 
 
 def gap(bound: Tensor, utility: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 from edgesched.errors import PlanError
 from edgesched.types import Outcome, Plan, Scenario
 
-_BISECTIONS = 60
+#: Newton steps, inner and outer: shares agree with 60 nested bisections to 1e-12 for loads from 1e-9 to 1 - 1e-6.
+_NEWTON = 6
 
 
 def loads(scenario: Scenario, assignment: Tensor) -> Tensor:
@@ -203,7 +204,7 @@ def best_share(scenario: Scenario, assignment: Tensor, steps: Tensor) -> Tensor:
     """Shares that minimise mean latency for fixed assignment and steps.
 
     In slot mode the minimiser over the simplex is f_m ∝ n_m √t_m (Cauchy–Schwarz). In queue mode the
-    problem is convex with one multiplier, found by bisection; where the server is overloaded no share is
+    problem is convex with one multiplier, found by Newton's method; where the server is overloaded no share is
     stable and shares follow the loads. With ``share_units`` the units are dealt out one by one to the
     model that gains most, which is optimal for convex delays (Fox 1966). Differentiable, except in units.
 
@@ -245,29 +246,31 @@ def _marginal(rho: Tensor) -> Tensor:
 
 
 def _queue_shares(load: Tensor, service: Tensor) -> Tensor:
-    """Minimise Σ g(r_m / f_m) over the simplex, r_m = n_m t_m, by bisection on the multiplier."""
+    """Minimise Σ g(r_m / f_m) over the simplex, r_m = n_m t_m, by Newton's method on the multiplier."""
     work = load * service
     with torch.no_grad():
         loaded = work > 0
         total = work.sum(-1, keepdim=True)
         safe = torch.where(loaded, work, torch.ones_like(work))
 
-        def utilisation(multiplier: Tensor) -> Tensor:
-            low, high = torch.zeros_like(work), torch.ones_like(work)
-            for _ in range(_BISECTIONS):
-                mid = (low + high) / 2
-                below = _marginal(mid) * mid.square() < multiplier * safe
-                low, high = torch.where(below, mid, low), torch.where(below, high, mid)
-            return low.clamp(min=1e-12)
-
-        low = torch.full_like(total, -40.0)
-        high = torch.full_like(total, 80.0)
-        for _ in range(_BISECTIONS):
-            mid = (low + high) / 2
-            shares = torch.where(loaded, safe / utilisation(mid.exp()), torch.zeros_like(work))
-            too_much = shares.sum(-1, keepdim=True) > 1
-            low, high = torch.where(too_much, mid, low), torch.where(too_much, high, mid)
-        shares = torch.where(loaded, safe / utilisation(high.exp()), torch.zeros_like(work))
+        # With w = ρ / (1 − ρ) the conditions g'(ρ) ρ² = μ r read w √(1 + (1 + w)²) / (1 + w) = √r / u, u = 1/√(2μ),
+        # and the shares fill the server where Σ r / w = 1 − Σ r. Both are all but straight, in w and in u: Newton.
+        slack = (1 - total).clamp(min=1e-300)
+        root_work = torch.where(loaded, work.sqrt(), torch.zeros_like(work))
+        u = slack / root_work.sum(-1, keepdim=True).clamp(min=1e-300) / 1.2
+        w = safe.sqrt() / u
+        for _ in range(_NEWTON):
+            aim = safe.sqrt() / u
+            w = aim
+            for _ in range(_NEWTON):
+                z = 1 + w
+                root = (1 + z.square()).sqrt()
+                slope = root / z.square() + w / root
+                w = w - (w * root / z - aim) / slope
+            need = torch.where(loaded, work / w, torch.zeros_like(work))
+            change = (need / w * aim / slope / u).sum(-1, keepdim=True)
+            u = u + (slack - need.sum(-1, keepdim=True)) / change.clamp(min=1e-300)
+        shares = torch.where(loaded, work * (1 + w) / w, torch.zeros_like(work))
         overloaded = total >= 1
         shares = torch.where(overloaded, work / total, shares / shares.sum(-1, keepdim=True))
     # One Newton step of the optimality conditions, its matrix held fixed, carries the implicit gradient.

@@ -33,6 +33,13 @@ def utility(scenario, b, assignment, steps, share):
             wait = service * (1 + rho / (2 * (1 - rho)))
         latency += load * wait
     value = quality / total - float(scenario.latency_weight[b]) * latency / total
+    if scenario.share_units is not None and any(abs(f * scenario.share_units - round(f * scenario.share_units)) > 1e-6
+                                                for f in share):  # fmt: skip
+        return -math.inf
+    if scenario.memory_gib is not None:
+        loaded = [m for m in range(len(steps)) if sum(n * assignment[c][m] for c, n in enumerate(demand)) > 0]
+        if sum(float(scenario.memory_gib[b, m]) for m in loaded) > float(scenario.memory_limit_gib[b]):
+            return -math.inf
     if scenario.deadline_s is not None and latency / total > float(scenario.deadline_s[b]):
         return -math.inf
     return value

@@ -1,25 +1,33 @@
-"""Exact optima by enumeration of step counts, with assignment and shares solved exactly for each.
+"""Exact optima: branch and bound over step counts, enumeration, and dynamic programming over slices.
 
 With step counts fixed, the joint problem in slot mode is concave in the assignment: maximise a linear
 quality minus ω (Σ n_m √t_m)² / N. Its one-dimensional dual (see :mod:`edgesched.bounds`) has no gap, and
-the optimal assignment mixes at most two neighbouring choices of one category.
+the optimal assignment mixes at most two neighbouring choices. Over step counts branch and bound closes the rest
+(:mod:`edgesched.branch`). With whole slices and the assignment given, every model's loss depends on its own
+step count and slices alone, and dynamic programming over the slices is exact for any number of models.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import torch
 from torch import Tensor
 
+from edgesched.branch import Concave, branch_and_bound, fixed_value
 from edgesched.errors import SearchError
 from edgesched.objective import best_share, loads, share_for_load, step_service_times, total_delay
-from edgesched.search._result import certified, checked_assignment
+from edgesched.search._climb import climb, separable, start
+from edgesched.search._result import certified, checked_assignment, positive
+from edgesched.search._threads import threads_for
 from edgesched.types import Plan, Scenario, SearchResult
 
-_BISECTIONS = 44
 _CELLS_AT_ONCE = 12_000_000
 _MAX_COMBINATIONS = 250_000
+_MAX_QUEUE_COMBINATIONS = 20_000
+_MAX_SUBSETS = 256
+_PROOF = 1e-9
 
 
 def combinations(models: int, options: int, device: torch.device | str = "cpu") -> Tensor:
@@ -28,25 +36,23 @@ def combinations(models: int, options: int, device: torch.device | str = "cpu") 
     return torch.cartesian_prod(*axes).reshape(-1, models)
 
 
-def _refuse_large(scenario: Scenario, limit: int) -> None:
-    _, _, m, k = scenario.shape
-    if k**m > limit:
-        raise SearchError(
-            f"exact: {k} step counts for {m} models are {float(k) ** m:.3g} combinations, more than "
-            f"{limit}; use search.coordinate or search.anneal"
-        )
+def exact(scenario: Scenario, *, assignment: Tensor | None = None, nodes: int = 50_000, seed: int = 0) -> SearchResult:
+    """The exact optimum, joint or with the assignment given; it refuses what it cannot solve exactly.
 
+    | problem | joint | assignment given |
+    |---|---|---|
+    | slot mode | branch and bound | branch and bound |
+    | with a memory limit | the same for every largest set of models that fits | as without |
+    | whole slices (slot or queue mode) | refused | dynamic programming over slices |
+    | queue mode | refused | enumeration, K^M ≤ 20,000, shares solved for each |
+    | a deadline | refused | enumeration, K^M ≤ 250,000 in slot mode, otherwise 20,000 |
 
-def exact(scenario: Scenario, *, assignment: Tensor | None = None, seed: int = 0) -> SearchResult:
-    """The exact optimum, joint or with the assignment given.
-
-    Given an assignment, every combination of step counts is tried with its best shares (closed form in
-    slot mode, one multiplier in queue mode, units dealt out one by one for sliced shares). The joint
-    optimum is solved in slot mode without slices, memory limit or deadline.
+    The result's ``bound`` is its utility, but for a relative 1e-9, where branch and bound proves it.
 
     Args:
-        scenario: Batch of B scenarios with K^M ≤ 250,000.
+        scenario: Batch of B scenarios.
         assignment: Shape (B, C, M), or None for the joint optimum.
+        nodes: Most nodes of a proof.
         seed: Taken for the common signature; nothing is random here.
 
     Returns:
@@ -56,36 +62,167 @@ def exact(scenario: Scenario, *, assignment: Tensor | None = None, seed: int = 0
         SearchError: If the optimum cannot be had exactly by these means; it says what can be used.
 
     Example:
-        >>> s = Scenario.random(1, steps=8, seed=0)
-        >>> bool(exact(s).gap < 0.01)
+        >>> s = Scenario.random(1, categories=8, models=5, seed=0)
+        >>> bool(exact(s).gap < 1e-6)
         True
     """
     started = time.perf_counter()
+    positive("nodes", nodes)
     given = checked_assignment(scenario, assignment)
-    _, _, m, k = scenario.shape
-    _refuse_large(scenario, _MAX_COMBINATIONS)
-    if given is None:
-        kinds = {
-            "queue mode": scenario.latency != "slot",
-            "sliced shares": scenario.share_units is not None,
-            "a memory limit": scenario.memory_gib is not None,
-            "a deadline": scenario.deadline_s is not None,
-        }
-        for kind, present in kinds.items():
-            if present:
-                raise SearchError(f"exact: the joint optimum with {kind} is not solved exactly; give an assignment "
-                                  "or use search.anneal")  # fmt: skip
-        plan = _joint(scenario)
-    else:
-        if scenario.latency == "queue" or scenario.share_units is not None:
-            _refuse_large(scenario, 20_000)
-        plan = _given(scenario, given)
-    return certified("exact", scenario, given, plan, started, len(scenario) * k**m)
+    slot = scenario.latency == "slot" and scenario.share_units is None and scenario.deadline_s is None
+    with threads_for(scenario.quality.numel()):
+        if separable(scenario) or (slot and given is not None):
+            index, bound, opened, history = proven(scenario, given, nodes, 0.0, None)
+            plan = plan_of(scenario, given, index)
+            result = certified("exact", scenario, given, plan, started, opened, history, bound)
+            _refuse_open(result, nodes)
+            return result
+        if given is None:
+            return _resident(scenario, nodes, started)
+        if scenario.share_units is not None and scenario.deadline_s is None:
+            plan, tried = _sliced(scenario, given, scenario.share_units)
+        else:
+            plan, tried = _enumerated(scenario, given)
+        return certified("exact", scenario, given, plan, started, tried)
 
 
-def _given(scenario: Scenario, assignment: Tensor) -> Plan:
-    """Enumerate step counts; shares follow."""
+def proven(
+    scenario: Scenario, given: Tensor | None, nodes: int, tolerance: float, max_seconds: float | None
+) -> tuple[Tensor, Tensor, int, Tensor]:
+    """Climb, then branch and bound, in chunks: positions (B, M), bounds (B,), nodes opened, history (2, B)."""
     b, _, m, k = scenario.shape
+    cells = m * m * k if given is not None else scenario.quality[0].numel()
+    at_once = max(1, _CELLS_AT_ONCE // cells)
+    indices, bounds, histories, opened = [], [], [], 0
+    began = time.perf_counter()
+    for first in range(0, b, at_once):
+        rows = slice(first, first + at_once)
+        part = scenario[rows] if at_once < b else scenario
+        problem = Concave.of(part, None if given is None else given[rows])
+        index, x = start(problem, 1, 0)
+        found, index, _, _ = climb(problem, index, x, 50 * m)
+        left = None if max_seconds is None else max_seconds * min(1.0, (first + at_once) / b)
+        proof = branch_and_bound(
+            problem, nodes=nodes, index=index, found=found, start=x, tolerance=max(tolerance, _PROOF),
+            max_seconds=None if left is None else left - (time.perf_counter() - began),
+        )  # fmt: skip
+        total = part.demand.double().sum(-1)
+        indices.append(proof.index)
+        bounds.append(proof.bound / total)
+        histories.append(torch.stack([found, proof.value]) / total)
+        opened += proof.opened
+    return torch.cat(indices), torch.cat(bounds), opened, torch.cat(histories, 1)
+
+
+def _refuse_open(result: SearchResult, nodes: int) -> None:
+    open_ = result.feasible & (result.gap > 1e-6)
+    if bool(open_.any()):
+        raise SearchError(
+            f"exact: {int(open_.sum())} of {len(open_)} optima are not proven within {nodes} nodes each; give more "
+            "nodes, or take the bound of search.branch or search.coordinate"
+        )
+
+
+def plan_of(scenario: Scenario, given: Tensor | None, index: Tensor) -> Plan:
+    """The best plan in slot mode at positions of step counts, shape (B, M)."""
+    if given is None:
+        return plan_at(scenario, index)
+    steps = scenario.steps[index]
+    return Plan(given, steps, best_share(scenario, given, steps))
+
+
+def _resident(scenario: Scenario, nodes: int, started: float) -> SearchResult:
+    """The joint optimum under a memory limit: the best over every largest set of models that fits."""
+    b, _, m, _ = scenario.shape
+    kinds = {
+        "queue mode": scenario.latency != "slot",
+        "sliced shares": scenario.share_units is not None,
+        "a deadline": scenario.deadline_s is not None,
+        f"a memory limit on {m} models": 2**m > _MAX_SUBSETS,
+    }
+    for kind, present in kinds.items():
+        if present:
+            raise SearchError(f"exact: the joint optimum with {kind} is not solved exactly; give an assignment "
+                              "or use search.anneal")  # fmt: skip
+    assert scenario.memory_gib is not None
+    assert scenario.memory_limit_gib is not None
+    sets = torch.tensor(list(itertools.product([False, True], repeat=m)), device=scenario.device)
+    need = torch.where(sets, scenario.memory_gib[:, None], 0.0).sum(-1)
+    fits = need <= scenario.memory_limit_gib[:, None] * (1 + 1e-9)
+    # A set is worth trying if no other model fits in beside it.
+    more = need[..., None] + torch.where(sets, torch.inf, scenario.memory_gib[:, None])
+    largest = fits & (more > scenario.memory_limit_gib[:, None, None] * (1 + 1e-9)).all(-1)
+    row, which = largest.nonzero(as_tuple=True)
+    free = Concave.of(scenario)
+    problem = free.take(row)
+    out = ~sets[which][:, None, :, None]
+    problem = Concave(problem.quality.masked_fill(out, -1e15), problem.cost, problem.demand, problem.weight, "slot")
+    index, x = start(problem, 1, 0)
+    found, index, _, _ = climb(problem, index, x, 50 * m)
+    proof = branch_and_bound(problem, nodes=nodes, index=index, found=found, start=x, tolerance=_PROOF)
+    best = torch.full((b,), -torch.inf, dtype=torch.float64, device=scenario.device)
+    bound = best.scatter_reduce(0, row, proof.bound, "amax")
+    best = best.scatter_reduce(0, row, proof.value, "amax")
+    winner = torch.zeros(b, dtype=torch.int64, device=scenario.device)
+    hit = proof.value >= best[row]
+    winner[row[hit]] = hit.nonzero().squeeze(1)
+    keep = sets[which][winner]
+    allowed = scenario.quality.masked_fill(~keep[:, None, :, None], -torch.inf)
+    masked = Scenario(scenario.demand, allowed, scenario.steps, scenario.step_time_s, scenario.overhead_s,
+                      scenario.latency_weight)  # fmt: skip
+    plan = plan_at(masked, proof.index[winner])
+    bound = torch.where(best > -1e14, bound / scenario.demand.double().sum(-1), -torch.inf)
+    result = certified("exact", scenario, None, plan, started, proof.opened, None, bound)
+    _refuse_open(result, nodes)
+    return result
+
+
+def _sliced(scenario: Scenario, assignment: Tensor, units: int) -> tuple[Plan, int]:
+    """Dynamic programming over slices: the best step count and slices of each model, one model after the other."""
+    load = loads(scenario, assignment)
+    gains = quality_by_step(scenario, assignment)
+    b, m, k = gains.shape
+    given = torch.arange(1, units + 1, dtype=gains.dtype, device=gains.device)
+    busy = (load[..., None] * step_service_times(scenario))[..., None] * units / given
+    if scenario.latency == "slot":
+        delay = load[..., None, None] * busy
+    else:
+        calm = busy.clamp(max=1 - 1e-12)
+        delay = torch.where(busy < 1, calm + calm.square() / (2 * (1 - calm)), torch.inf)
+    weight = scenario.latency_weight[:, None, None, None]
+    lost = torch.where(weight > 0, weight * delay, torch.where(delay.isinf(), torch.inf, 0.0))
+    own, count = (gains[..., None] - lost).max(-2)
+    idle = torch.where(load > 0, -torch.inf, 0.0)[..., None]
+    own = torch.cat([idle, own], -1)
+    count = torch.cat([torch.zeros_like(count[..., :1]), count], -1)
+    value = torch.zeros(b, units + 1, dtype=gains.dtype, device=gains.device)
+    slices = torch.arange(units + 1, device=gains.device)
+    left = slices[:, None] - slices
+    choices = []
+    for model in range(m):
+        before = value[:, left.clamp(min=0)].masked_fill(left < 0, -torch.inf)
+        value, choice = (before + own[:, model, None]).max(-1)
+        choices.append(choice)
+    rest = torch.full((b, 1), units, device=gains.device)
+    taken = []
+    for model in reversed(range(m)):
+        taken.append(choices[model].gather(1, rest))
+        rest = rest - taken[-1]
+    share = torch.cat(taken[::-1], 1)
+    index = count.gather(-1, share[..., None]).squeeze(-1)
+    return Plan(assignment, scenario.steps[index], share.to(gains.dtype) / units), b * m * k * units
+
+
+def _enumerated(scenario: Scenario, assignment: Tensor) -> tuple[Plan, int]:
+    """Every combination of step counts, each with its best shares."""
+    b, _, m, k = scenario.shape
+    closed = scenario.latency == "slot" and scenario.share_units is None
+    most = _MAX_COMBINATIONS if closed else _MAX_QUEUE_COMBINATIONS
+    if k**m > most:
+        raise SearchError(
+            f"exact: {k} step counts for {m} models are {float(k) ** m:.3g} combinations, more than {most}; "
+            "use search.anneal"
+        )
     combos = combinations(m, k, scenario.device)
     service = step_service_times(scenario)
     load = loads(scenario, assignment)
@@ -94,12 +231,12 @@ def _given(scenario: Scenario, assignment: Tensor) -> Plan:
     models = torch.arange(m, device=scenario.device)
     best: list[Tensor] = []
     at_once = max(1, _CELLS_AT_ONCE // (len(combos) * m))
-    for start in range(0, b, at_once):
-        rows = slice(start, start + at_once)
+    for first in range(0, b, at_once):
+        rows = slice(first, first + at_once)
         quality = gains[rows][:, models, combos].sum(-1)
         chosen = service[rows][:, models, combos]
         weight = load[rows, None].expand_as(chosen)
-        if scenario.latency == "slot" and scenario.share_units is None:
+        if closed:
             delay = (weight * chosen.sqrt()).sum(-1).square()
         else:
             share = share_for_load(scenario, weight, chosen)
@@ -110,7 +247,7 @@ def _given(scenario: Scenario, assignment: Tensor) -> Plan:
             utility = utility.masked_fill(late, -torch.inf)
         best.append(utility.argmax(-1))
     steps = scenario.steps[combos[torch.cat(best)]]
-    return Plan(assignment, steps, best_share(scenario, assignment, steps))
+    return Plan(assignment, steps, best_share(scenario, assignment, steps)), b * len(combos)
 
 
 def quality_by_step(scenario: Scenario, assignment: Tensor) -> Tensor:
@@ -118,53 +255,6 @@ def quality_by_step(scenario: Scenario, assignment: Tensor) -> Tensor:
     weight = (scenario.demand[..., None] * assignment)[..., None]
     used = weight > 0
     return torch.where(used, weight * torch.where(used, scenario.quality, 0.0), 0.0).sum(1)
-
-
-def _joint(scenario: Scenario) -> Plan:
-    """Enumerate step counts; the value of each combination is its dual, the best one's assignment its primal."""
-    b, c, m, k = scenario.shape
-    combos = combinations(m, k, scenario.device)
-    root = step_service_times(scenario).sqrt()
-    models = torch.arange(m, device=scenario.device)
-    at_once = max(1, _CELLS_AT_ONCE // (c * m))
-    winners = []
-    for i in range(b):
-        values = []
-        for part in combos.split(at_once):
-            quality = scenario.quality[i][:, models, part].transpose(0, 1)
-            cost = root[i][models, part]
-            values.append(
-                concave_value(quality, cost, scenario.demand[i].expand(len(part), c), scenario.latency_weight[i])[0]
-            )
-        winners.append(combos[torch.cat(values).argmax()])
-    index = torch.stack(winners)
-    return plan_at(scenario, index)
-
-
-def concave_value(quality: Tensor, cost: Tensor, demand: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Best utility over assignments at fixed step counts, times N, by bisection on the dual variable.
-
-    Args:
-        quality: Q at the step counts, shape (P, C, M).
-        cost: √t at the step counts, shape (P, M).
-        demand: n, shape (P, C).
-        weight: ω, a scalar or shape (P,).
-
-    Returns:
-        Value, and the ends of the last interval of the dual variable, each of shape (P,).
-    """
-    weight = weight.expand(len(demand))
-    low = torch.zeros_like(demand[:, 0])
-    high = demand.sum(-1) * cost.amax(-1)
-    for _ in range(_BISECTIONS):
-        mid = (low + high) / 2
-        choice = (quality - (2 * weight * mid)[:, None, None] * cost[:, None]).argmax(-1)
-        above = (demand * cost.gather(-1, choice)).sum(-1) > mid
-        low, high = torch.where(above, mid, low), torch.where(above, high, mid)
-    net = (quality - (2 * weight * high)[:, None, None] * cost[:, None]).amax(-1)
-    served = demand > 0
-    value = torch.where(served, demand * torch.where(served, net, 0.0), 0.0).sum(-1) + weight * high.square()
-    return value, low, high
 
 
 def best_assignment(scenario: Scenario, index: Tensor) -> Tensor:
@@ -181,12 +271,9 @@ def best_assignment(scenario: Scenario, index: Tensor) -> Tensor:
     quality = scenario.quality.gather(-1, index[:, None, :, None].expand(b, c, m, 1)).squeeze(-1)
     cost = step_service_times(scenario).gather(-1, index[..., None]).squeeze(-1).sqrt()
     weight = scenario.latency_weight
-    _, low, high = concave_value(quality, cost, scenario.demand, weight)
-    ends = []
-    for x in (low, high):
-        choice = (quality - (2 * weight * x)[:, None, None] * cost[:, None]).argmax(-1)
-        ends.append(torch.nn.functional.one_hot(choice, m).to(quality.dtype))
-    slow, fast = ends
+    finite = quality.clamp(min=-1e15)
+    _, _, left, right = fixed_value(finite, cost, scenario.demand, weight, torch.zeros_like(weight))
+    slow, fast = (torch.nn.functional.one_hot(choice.squeeze(-1), m).to(quality.dtype) for choice in (left, right))
     gain = scenario.demand[..., None] * torch.where(torch.isneginf(quality), 0.0, quality)
     load = [(scenario.demand * (p * cost[:, None]).sum(-1)).sum(-1) for p in (slow, fast)]
     value = [(p * gain).sum((-2, -1)) for p in (slow, fast)]

@@ -2,8 +2,10 @@
 
 Steps become weights over the step options and the assignment a softmax; both climb the gradient of
 :func:`edgesched.objective.soft_utility` (Adam, several starts at once) with the best shares for the
-current loads. The weights are then rounded to one step count a model and polished by exchanging one
-model's step count at a time.
+current loads (queue shares are climbed too). The weights are then rounded to one step count a model and polished by
+exchanging one model's step count at a time; in slot mode without constraints that do not separate, assignment and
+shares are solved exactly meanwhile. A deadline is a penalty on the way; models are dropped until the rest fits into
+memory.
 """
 
 from __future__ import annotations
@@ -13,13 +15,28 @@ import time
 import torch
 from torch import Tensor
 
+from edgesched.branch import Concave
 from edgesched.errors import SearchError
-from edgesched.objective import best_share, calm_delay, evaluate, loads, share_for_load, step_service_times, total_delay
+from edgesched.objective import (
+    best_share,
+    calm_delay,
+    evaluate,
+    loads,
+    share_for_load,
+    single_best_plan,
+    step_indices,
+    step_service_times,
+    total_delay,
+)
+from edgesched.search._climb import climb, separable
 from edgesched.search._result import certified, checked_assignment, positive
-from edgesched.search.exact import best_assignment, quality_by_step
+from edgesched.search._score import routed
+from edgesched.search.exact import plan_of, quality_by_step
 from edgesched.types import Plan, Scenario, SearchResult
 
 _SHARPEN = 4.0
+#: Score points lost for a mean latency of twice the deadline: more than any quality is worth.
+_LATE = 100.0
 
 
 def relax(
@@ -35,7 +52,7 @@ def relax(
     """Maximise the relaxed utility by gradient, round, and polish.
 
     Args:
-        scenario: Batch of B scenarios; constraints other than the queue's stability are met by polish alone.
+        scenario: Batch of B scenarios, any latency model and constraints; slices count in the polish alone.
         assignment: Kept as it is if given, shape (B, C, M).
         starts: Starting points of each scenario.
         iterations: Gradient steps.
@@ -95,45 +112,79 @@ def relax(
             busy = load * time_m / share_logit.softmax(-1).clamp(min=1e-9)
             delay = calm_delay(busy).sum(-1)
         utility = quality - scenario.latency_weight * delay / total
+        loss = -utility
+        if scenario.deadline_s is not None:
+            loss = loss + _LATE * (delay / total / scenario.deadline_s - 1).clamp(min=0)
         optimizer.zero_grad()
-        (-utility.sum()).backward()
+        loss.sum().backward()
         optimizer.step()
         best = torch.maximum(best, utility.detach().amax(0))
         history.append(best)
     with torch.no_grad():
         index = step_logit.masked_fill(forbidden, -torch.inf).argmax(-1)
         soft = given.expand(starts, b, c, m) if given is not None else assign_logit.softmax(-1)
-        plans = [_polish(scenario, index[s], soft[s], given is not None, sweeps) for s in range(starts)]
-        utilities = torch.stack([evaluate(scenario, plan).utility for plan in plans])
-        winner = utilities.argmax(0)
-        rows = torch.arange(b, device=device)
-        fields = [torch.stack([getattr(p, f) for p in plans])[winner, rows] for f in ("assignment", "steps", "share")]
-    plan = Plan(*fields)
+        if separable(scenario):
+            plan = _climbed(scenario, index, given, sweeps)
+        else:
+            plans = [_polish(scenario, index[s], soft[s], given is not None, sweeps) for s in range(starts)]
+            if given is None:
+                plans += [*(_routed(scenario, plan) for plan in plans), single_best_plan(scenario)]
+            utilities = torch.stack([evaluate(scenario, plan).utility for plan in plans])
+            winner = utilities.argmax(0)
+            rows = torch.arange(b, device=device)
+            parts = ("assignment", "steps", "share")
+            plan = Plan(*(torch.stack([getattr(p, f) for p in plans])[winner, rows] for f in parts))
     proposals = starts * b * (iterations + sweeps * m * k)
     return certified("relax", scenario, given, plan, started, proposals, torch.stack(history))
 
 
+def _climbed(scenario: Scenario, index: Tensor, given: Tensor | None, sweeps: int) -> Plan:
+    """Climb from every start, index of shape (starts, B, M), with assignment and shares exact; the best of them."""
+    starts, b, m = index.shape
+    problem = Concave.of(scenario, given).take(torch.arange(b, device=index.device).repeat(starts))
+    best, found, _, _ = climb(problem, index.reshape(-1, m), torch.zeros_like(problem.weight), sweeps * m)
+    winner = best.reshape(starts, b).argmax(0)
+    return plan_of(scenario, given, found.reshape(starts, b, m)[winner, torch.arange(b, device=index.device)])
+
+
+def _routed(scenario: Scenario, plan: Plan) -> Plan:
+    """The plan's step counts and resident models with the best assignment of a sweep over prices of load."""
+    index = step_indices(scenario, plan.steps)[:, None]
+    _, assignment, share = routed(scenario, index, (plan.assignment.amax(1) > 0)[:, None])
+    return Plan(assignment[:, 0], plan.steps, share[:, 0])
+
+
+def _fitted(scenario: Scenario, assignment: Tensor) -> Tensor:
+    """The assignment without the models of least load, one after the other, until what stays fits into memory."""
+    if scenario.memory_gib is None or scenario.memory_limit_gib is None:
+        return assignment
+    kept = torch.ones_like(scenario.memory_gib, dtype=torch.bool)
+    for _ in range(kept.shape[-1]):
+        load = loads(scenario, assignment)
+        resident = torch.where(load > 0, scenario.memory_gib, 0.0).sum(-1)
+        over = resident > scenario.memory_limit_gib
+        least = load.masked_fill(load <= 0, torch.inf).argmin(-1)
+        kept = kept & ~(over[:, None] & torch.nn.functional.one_hot(least, kept.shape[-1]).bool())
+        left = torch.where(kept[:, None], assignment.clamp(min=1e-12), 0.0)
+        assignment = torch.where(over[:, None, None], left / left.sum(-1, keepdim=True).clamp(min=1e-300), assignment)
+    return torch.where(kept.any(-1)[:, None, None], assignment, 1.0 / kept.shape[-1])
+
+
 def _polish(scenario: Scenario, index: Tensor, assignment: Tensor, kept: bool, sweeps: int) -> Plan:
-    """Exchange one model's step count at a time; a free assignment is sharpened and then made optimal."""
+    """Exchange one model's step count at a time; a free assignment is sharpened first, and made to fit into memory."""
     b, _, m, _ = scenario.shape
-    unconstrained = scenario.share_units is None and scenario.memory_gib is None and scenario.deadline_s is None
-    concave = not kept and scenario.latency == "slot" and unconstrained
     if not kept:
         small = assignment < 1e-3
         assignment = assignment.masked_fill(small, 0)
-        assignment = assignment / assignment.sum(-1, keepdim=True)
+        assignment = _fitted(scenario, assignment / assignment.sum(-1, keepdim=True))
     before = torch.full((b,), -torch.inf, dtype=scenario.demand.dtype, device=scenario.device)
     for _ in range(sweeps):
-        if concave:
-            assignment = best_assignment(scenario, index)
         utility = before
         for model in range(m):
             index, utility = _exchange(scenario, index, assignment, model)
         if bool((utility <= before + 1e-12).all()):
             break
         before = utility
-    if concave:
-        assignment = best_assignment(scenario, index)
     steps = scenario.steps[index]
     return Plan(assignment, steps, best_share(scenario, assignment, steps))
 

@@ -1,0 +1,73 @@
+"""Figures of bench_search.py: gap against time, and how cost grows. Okabe and Ito's colours, and a marker each."""
+
+from matplotlib.figure import Figure
+
+from edgesched.figures import COLOURS, FIGURE_DPI
+
+MARKERS = "osD^vPX*<>hd"
+
+
+def draw(results, folder):
+    """Write PNG and SVG of what was measured into a folder; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {}
+    if "peers" in results:
+        figures["gap_against_time"] = gap_against_time(results["peers"])
+    if "scaling" in results:
+        figures["scaling"] = growth(results["scaling"])
+    paths = [folder / f"{name}.{kind}" for name in figures for kind in ("png", "svg")]
+    for path in paths:
+        figures[path.stem].savefig(path, dpi=FIGURE_DPI)
+    return paths
+
+
+def _clean(ax):
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def gap_against_time(peers):
+    """One panel per problem: every method once; and the curves of methods given more and more."""
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    names = list(dict.fromkeys(row["method"] for row in peers["rows"]))
+    style = {n: (COLOURS[i % 8], MARKERS[i % len(MARKERS)]) for i, n in enumerate(names)}
+    for ax, problem in zip(axes, ("given", "joint"), strict=False):
+        for row in (r for r in peers["rows"] if r["problem"] == problem):
+            colour, marker = style[row["method"]]
+            ax.plot(row["seconds"][1], max(row["gap_median"], 1e-9), marker, color=colour, ms=7, label=row["method"])
+        ax.set_title("Assignment given, C = 4, M = 3" if problem == "given" else "Joint, C = 16, M = 8")
+        ax.set_xlabel("Seconds a scenario (in a batch where the method has one)")
+    for name, points in peers["curves"].items():
+        colour, marker = style[name]
+        axes[2].plot(*zip(*points, strict=True), marker=marker, color=colour, ms=5, lw=1.3, label=name)
+    axes[2].set_title("Joint, as each method is given more")
+    axes[2].set_xlabel("Seconds a scenario")
+    for ax in axes:
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        _clean(ax)
+    axes[0].set_ylabel("Gap to the proven optimum (median)")
+    axes[2].set_ylabel("Gap to the proven optimum (mean)")
+    handles = {t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    return figure
+
+
+def growth(scaling):
+    """One panel per size that grows."""
+    figure = Figure(figsize=(3.2 * len(scaling), 3.2), layout="constrained")
+    axes = figure.subplots(1, len(scaling), squeeze=False)[0]
+    for ax, (axis, methods) in zip(axes, scaling.items(), strict=True):
+        for i, (name, found) in enumerate(methods.items()):
+            x, y = zip(*found["points"], strict=True)
+            label = f"{name} (exponent {found['exponent']:.2f})"
+            ax.plot(x, y, marker=MARKERS[i], color=COLOURS[i], lw=1.4, label=label)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_title(axis.capitalize())
+        ax.legend(frameon=False, fontsize=7)
+        _clean(ax)
+    axes[0].set_ylabel("Seconds a scenario")
+    return figure
