@@ -31,6 +31,7 @@ class Schema:
     name: str = "default"
     task: str = "schedule"
     seed: int = 0
+    rerun: bool = False
     debug: bool = False
     run_folder: str = "???"
     data: Any = field(default_factory=dict)

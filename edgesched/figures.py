@@ -448,6 +448,33 @@ def measured(simulated: np.ndarray, found: np.ndarray, model: np.ndarray, models
     return figure
 
 
+def comparison(table: Any) -> Figure:
+    """Utility, quality and delay of every setting and method, with intervals over seeds.
+
+    Args:
+        table: From :func:`edgesched.comparison.compare_runs`.
+    """
+    measures = (("utility", "utility (points)"), ("quality", "quality (points)"), ("latency_s", "response delay (s)"))
+    methods = list(dict.fromkeys(table["method"]))
+    alone = table["setting"].nunique() == 1
+    names = [
+        r.method if alone else (r.setting if len(methods) == 1 else f"{r.setting}, {r.method}")
+        for r in table.itertuples()
+    ]
+    figure, axes = _axes(3, width=3.4, height=0.3 * len(table) + 1.2, sharey=True)
+    places = np.arange(len(table))[::-1]
+    for ax, (key, label) in zip(axes, measures, strict=True):
+        for place, row in zip(places, table.to_dict("records"), strict=True):
+            colour = COLOURS[methods.index(row["method"]) % len(COLOURS)]
+            half = row[f"{key}_half"]
+            ax.errorbar(row[key], place, xerr=None if half != half else half, color=colour, marker="o", markersize=4,
+                        capsize=2, linewidth=1.4)  # fmt: skip
+        ax.set_xlabel(label)
+        ax.set_ylim(-0.7, len(table) - 0.3)
+    axes[0].set_yticks(places, [_wrap(name, 42) for name in names])
+    return figure
+
+
 def _plain_log(axis: Any) -> None:
     """A logarithmic axis with plain numbers at 1, 2 and 5 times powers of ten."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

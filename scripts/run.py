@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
 
 import hydra  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from edgesched.config import nearest, register_schema  # noqa: E402
@@ -25,6 +28,8 @@ def main(cfg: DictConfig) -> float | None:
     """Run the configured task; returns the value that a sweep maximises."""
     from edgesched.pipeline import run
 
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return job(cfg)
     try:
         return run(cfg)
     except EdgeschedError as exc:
@@ -34,6 +39,31 @@ def main(cfg: DictConfig) -> float | None:
         sys.exit(f"error: {exc}")
     except KeyboardInterrupt:
         sys.exit("stopped; what was done is kept, and the same command goes on from there")
+
+
+def job(cfg: DictConfig) -> float | None:
+    """One job of a sweep: not run again if it is finished, marked if it fails, and no obstacle to the others."""
+    from edgesched.pipeline import run
+    from edgesched.sweep import FAILED, FINISHED, earlier, job_digest, mark
+
+    folder = Path(cfg.run_folder)
+    digest = job_digest(cfg)
+    found = None if cfg.rerun else earlier(folder, digest)
+    if found is not None:
+        print(f"Finished before, not run again: {os.path.relpath(found[0])} (rerun=true runs it)", flush=True)
+        return found[1]
+    try:
+        value = run(cfg)
+    except Exception as exc:
+        told = str(exc) if isinstance(exc, EdgeschedError) else f"{type(exc).__name__}: {exc}"
+        mark(folder, FAILED, {"digest": digest, "error": told.splitlines()[0] if told else type(exc).__name__})
+        if cfg.debug or not isinstance(exc, EdgeschedError):
+            traceback.print_exc()
+        else:
+            print(f"error: {told}", file=sys.stderr, flush=True)
+        return float("nan")
+    mark(folder, FINISHED, {"digest": digest, "value": value})
+    return value
 
 
 def composes(arguments: list[str]) -> None:

@@ -1,0 +1,85 @@
+"""Jobs of a sweep: which are finished, which failed, and what need not be run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+FINISHED, FAILED = "finished.json", "failed.json"
+_OF_THE_PLACE = ("run_folder", "logger", "rerun")
+
+
+def job_digest(cfg: DictConfig) -> str:
+    """What a job's result depends on: its whole configuration, the package's version, and the state of its clone.
+
+    Where the run folder lies, and how it is logged, do not count.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    for name in _OF_THE_PLACE:
+        plain.pop(name, None)
+    told = json.dumps([plain, metadata.version("edgesched"), _clone()], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _clone() -> str:
+    """Commit and uncommitted changes of the clone that this file lies in; nothing for an installed package."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        done = [
+            subprocess.run(["git", *command], cwd=root, capture_output=True, timeout=10, check=True).stdout
+            for command in (["rev-parse", "HEAD"], ["diff", "HEAD", "--", "edgesched", "conf", "scripts"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return hashlib.sha256(b"".join(done)).hexdigest()
+
+
+def mark(folder: Path, name: str, values: dict[str, Any]) -> None:
+    """Write a small JSON file into a run folder in one atomic step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{name}.part"
+    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, folder / name)
+
+
+def earlier(folder: Path, digest: str) -> tuple[Path, float | None] | None:
+    """A finished run of the same job in this or an earlier sweep of the same name, and the value it returned.
+
+    Args:
+        folder: Run folder of the job, ``<outputs>/<name>/<time>/<number>``.
+        digest: From :func:`job_digest`.
+    """
+    for file in sorted(folder.parents[1].glob(f"*/*/{FINISHED}")):
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if told.get("digest") == digest:
+            return file.parent, told.get("value")
+    return None
+
+
+class SweepEnd(Callback):
+    """After a sweep, name the jobs that failed and end with exit code 1 if there are any."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
+        folder = Path(config.hydra.sweep.dir)
+        failed = sorted(folder.glob(f"*/{FAILED}"), key=lambda file: int(file.parent.name))
+        if not failed:
+            return
+        jobs = len([f for f in folder.iterdir() if f.is_dir() and f.name.isdigit()])
+        lines = [f"  job {f.parent.name}: {json.loads(f.read_text(encoding='utf-8'))['error']}" for f in failed]
+        sys.stdout.flush()
+        sys.exit(f"error: {len(failed)} of {jobs} jobs failed\n" + "\n".join(lines))
