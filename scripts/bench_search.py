@@ -305,14 +305,14 @@ def _curves(quick):
     size = {"categories": 6, "models": 4, "steps": 20} if quick else {"categories": 16, "models": 8}
     scenario = es.Scenario.random(2 if quick else 16, **size, seed=5)
     best = es.search.branch(scenario, nodes=2000, tolerance=0.0).utility
-    efforts = (1, 2) if quick else (1, 2, 4, 8)
+    efforts = (1, 2) if quick else (1, 2, 4, 8, 16)
     kinds = {
-        "anneal": lambda n: anneal(scenario, None, 32, 250 * n),
-        "relax": lambda n: es.search.relax(scenario, starts=n, iterations=100),
-        "tree": lambda n: es.search.tree(scenario, iterations=40 * n),
-        "random_search": lambda n: es.search.random_search(scenario, samples=1000 * n),
+        "anneal": lambda n: anneal(scenario, None, 16, 60 * n),
+        "relax": lambda n: es.search.relax(scenario, starts=n, iterations=60),
+        "tree": lambda n: es.search.tree(scenario, iterations=15 * n),
+        "random_search": lambda n: es.search.random_search(scenario, samples=500 * n),
         "coordinate": lambda n: es.search.coordinate(scenario, starts=n),
-        "branch": lambda n: es.search.branch(scenario, nodes=16 * n),
+        "branch": lambda n: es.search.branch(scenario, nodes=8 * n),
     }
     curves = {}
     for name, work in kinds.items():
@@ -409,7 +409,7 @@ def main():
         names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
         device["name"] = names[0] if names else device["name"]
     results = {"device": device, "quick": options.quick}
-    console = Console()
+    console = Console() if Console().is_terminal else Console(width=160)
     work = {"ratios": ratios, "joint": joint, "single": single, "peers": compare, "scaling": scaling}
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("sections", total=len(wanted))
