@@ -14,7 +14,7 @@ from edgesched.errors import ConfigError, EdgeschedError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
-GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "experiment")
+GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name not in ("experiment", "sweep"))
 METHODS = ("direct", "random", "equal_allocation", "optimal_step", "published", "annealing", "relaxed", "exact")
 
 
@@ -42,6 +42,8 @@ def test_every_option_composes_and_instantiates(option, tmp_path):
         cfg.prompts.path = str(tmp_path / "prompts")
     if option in ("data=pp_scores", "data=t2i_scores"):
         cfg.data.path = str(made_up_scores(tmp_path / "scores.csv"))
+    if option == "workload=trace":
+        cfg.workload.path = str(tmp_path / "trace.csv")
     built = list(instantiated(cfg[group], group))
     assert built or group in ("campaign", "paper", "workload", "replay", "samples", "logger")
 

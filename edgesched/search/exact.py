@@ -273,7 +273,7 @@ def best_assignment(scenario: Scenario, index: Tensor) -> Tensor:
     weight = scenario.latency_weight
     finite = quality.clamp(min=-1e15)
     _, _, left, right = fixed_value(finite, cost, scenario.demand, weight, torch.zeros_like(weight))
-    slow, fast = (torch.nn.functional.one_hot(choice.squeeze(-1), m).to(quality.dtype) for choice in (left, right))
+    slow, fast = (torch.nn.functional.one_hot(choice, m).to(quality.dtype) for choice in (left, right))
     gain = scenario.demand[..., None] * torch.where(torch.isneginf(quality), 0.0, quality)
     load = [(scenario.demand * (p * cost[:, None]).sum(-1)).sum(-1) for p in (slow, fast)]
     value = [(p * gain).sum((-2, -1)) for p in (slow, fast)]
