@@ -33,6 +33,7 @@ def fit(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
 
     started = time.perf_counter()
     table: ScoreTable = build(cfg.data, "data")
+    tracker.score_table(table)
     small = {"max_epochs": 2} if cfg.debug else {}
     families = {str(name): build(node, f"fit.families.{name}") for name, node in cfg.fit.families.items()}
     draws = min(cfg.fit.draws, 50) if cfg.debug else cfg.fit.draws
@@ -232,6 +233,5 @@ def _report(
                         "its normal scores (the shape alone), corrected together by Holm's method.",),
                        ("category, model", "prompts", "steps", "distance", "p", "p corrected", "p of the shape",
                         "corrected", f"least corrected, {metrics['chosen']}"), tests),
-        report.Section("Run it again", code=f"python scripts/run.py +experiment={cfg.name} seed={cfg.seed}"),
     ]  # fmt: skip
     report.write_html(folder / "report.html", f"edgesched: {cfg.name}", facts, sections)

@@ -43,6 +43,7 @@ def difficulty(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     """
     started = time.perf_counter()
     table: ScoreTable = build(cfg.data, "data")
+    tracker.score_table(table)
     prompts = build(cfg.prompts, "prompts")
     embedding = build(cfg.difficulty.embedding, "difficulty.embedding")
     embeddings: dict[str, Tensor] = dict(zip(prompts.ids, embedding.embed_texts(prompts.texts), strict=True))
@@ -110,7 +111,6 @@ def difficulty(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
             report.Section("Planning by levels", (
                 "predicted: levels from the text. seen: levels from the scores of one seed, replayed on the others; what "
                 "would be gained if one image of every prompt had been made and judged before.",), columns, rows),
-            report.Section("Run it again", code=f"python scripts/run.py +experiment={cfg.name} seed={cfg.seed}"),
         ],
     )  # fmt: skip
     tracker.summary(metrics)

@@ -95,6 +95,7 @@ def paper(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
 
     started = time.perf_counter()
     table: ScoreTable = build(cfg.data, "data")
+    tracker.score_table(table)
     methods = {name: build_method(name, node) for name, node in cfg.method.items()}
     missing = [n for n in (*BASELINES, *OURS) if n not in methods]
     if missing:
@@ -367,6 +368,5 @@ def _report(
           for i, (name, picture) in enumerate(pictures.items(), 1)),
         report.Section("Do the numbers agree with each other", (), ("check", "value"), agreement),
         report.Section("All of it", code=json.dumps({k: metrics[k] for k in ("headline", "middle")}, indent=2)),
-        report.Section("Run it again", code=f"python scripts/run.py +experiment={cfg.name} seed={cfg.seed}"),
     ]  # fmt: skip
     report.write_html(folder / "report.html", f"edgesched: {cfg.name}", facts, sections)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
@@ -57,7 +59,10 @@ def run(cfg: DictConfig) -> float | None:
         cfg = _smaller(cfg)
     folder = Path(cfg.run_folder)
     plain = _plain(cfg)
-    with Tracker(folder, plain, str(cfg.name), **plain["logger"]) as tracker:
+    settings = dict(plain["logger"])
+    if settings["group"] is None and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
+        settings["group"] = f"{cfg.name}/{folder.parent.name}"
+    with Tracker(folder, plain, str(cfg.name), **settings) as tracker:
         value = task(cfg, folder, tracker)
     print(f"Run folder: {os.path.relpath(folder)}", flush=True)
     return value
@@ -110,6 +115,7 @@ def schedule(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     """Score table → distributions → scenario → plans of every method → replay on held-out prompts → report."""
     started = time.perf_counter()
     table: ScoreTable = build(cfg.data, "data")
+    tracker.score_table(table)
     methods = {name: build_method(name, node) for name, node in cfg.method.items()}
     samples = _live_samples(cfg)
     fit_half, replay_half = table.split()
@@ -409,7 +415,6 @@ def _schedule_report(
         report.Section("How the search went", figures=[pictures[n] for n in ("convergence",) if n in pictures]),
         report.Section("The plan", ("As plan.json in the run folder, for an operator to load.",),
                        code=json.dumps(plan, indent=2)),
-        report.Section("Run it again", code=f"python scripts/run.py +experiment={cfg.name} seed={cfg.seed}"),
     ]  # fmt: skip
     report.write_html(folder / "report.html", f"edgesched: {cfg.name}", facts, sections)
 
@@ -428,6 +433,7 @@ def campaign(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     options = _plain(cfg.campaign)
     options.pop("prompts_per_category")
     table = run_campaign(prompts, models, scorers, **options)
+    tracker.score_table(table)
     mean = table.frame.groupby(["model", "category", "steps"], sort=False)[table.score].mean()
     metrics = {
         "rows": len(table),

@@ -44,6 +44,7 @@ def policies(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     started = time.perf_counter()
     options = _plain(cfg.policies)
     table: ScoreTable = build(cfg.data, "data")
+    tracker.score_table(table)
     compared = {str(n): build(node, f"policies.compare.{n}") for n, node in cfg.policies.compare.items()}
     search = build(cfg.policies.search, "policies.search")
     fit_half, held = table.split()

@@ -392,9 +392,9 @@ def _finish(
         [
             report.Section(title, words, columns, rows, list(pictures.values())),
             report.Section("All of it", code=json.dumps(metrics, indent=2)),
-            report.Section("Run it again", code=f"python scripts/run.py +experiment={cfg.name} seed={cfg.seed}"),
         ],
     )  # fmt: skip
+    tracker.score_table(table)
     tracker.summary(dict(metrics))
     tracker.table(cfg.name, list(columns), [[report.show(cell) for cell in row] for row in rows])
     tracker.images({name: file for name, (file, _) in pictures.items()})

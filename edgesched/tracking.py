@@ -7,9 +7,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgesched.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edgesched.table import ScoreTable
 
 log = logging.getLogger(__name__)
 MODES = ("offline", "online", "disabled")
@@ -33,7 +36,7 @@ class Tracker:
         project: W&B project.
         entity: W&B entity, or None for the user's default.
         group: Group of the run.
-        job_type: Kind of the run.
+        job_type: Kind of the run; the name, where it is left out.
         tags: Tags.
 
     Raises:
@@ -57,7 +60,7 @@ class Tracker:
             raise ConfigError(f"logger.mode: {mode!r} is not one of {', '.join(MODES)}")
         self.folder, self.config, self.name, self.mode = Path(folder), dict(config), name, mode
         self.project, self.entity, self.group = project, entity, group
-        self.job_type, self.tags = job_type, tuple(tags)
+        self.job_type, self.tags = job_type or name, tuple(tags)
         self.run: Any = None
 
     def __enter__(self) -> Tracker:
@@ -102,6 +105,20 @@ class Tracker:
         import wandb
 
         self.run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def score_table(self, table: ScoreTable) -> None:
+        """Log a score table as the artifact ``scores-<digest>``: the same table is one artifact, however often used."""
+        import wandb
+
+        if self.mode == "disabled":
+            return
+        digest = table.digest()
+        kept = table.save(self.folder / "wandb" / f"scores-{digest}").parent
+        facts = {"digest": digest, "rows": len(table), "score": table.score, "device": table.device,
+                 "models": list(table.models or ()), "categories": list(table.categories)}  # fmt: skip
+        artifact = wandb.Artifact(f"scores-{digest}", type="score-table", metadata=facts)
+        artifact.add_dir(str(kept), policy="immutable")
+        self.run.log_artifact(artifact)
 
     def images(self, files: Mapping[str, Path]) -> None:
         """Log picture files, by name."""
