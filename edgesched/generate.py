@@ -213,6 +213,10 @@ class DiffusionModel:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def forget_prompts(self) -> None:
+        """Drop the text embeddings kept so far: the next prompt is encoded anew, as one never seen is."""
+        self._prompts.clear()
+
     def allows(self, steps: int) -> bool:
         """Whether the model may run this step count."""
         return self.steps is None or steps in self.steps
@@ -311,7 +315,7 @@ class DiffusionModel:
         texts = ["a red circle"] * batch_size
         times = []
         for i in range(repeats + 1):
-            self._prompts.clear()
+            self.forget_prompts()
             self._synchronise()
             start = time.perf_counter()
             self.generate(texts, steps, list(range(batch_size)))

@@ -19,6 +19,9 @@ class Sleeper:
     def __init__(self, step_s):
         self.step_s, self.made = step_s, []
 
+    def forget_prompts(self):
+        pass
+
     def generate(self, texts, steps, seeds, on_step=None):
         import time
 
