@@ -64,7 +64,7 @@ class Measured:
         }
 
 
-def alone(models: Sequence[DiffusionModel], steps: Sequence[int], text: str, *, repeats: int = 7) -> Tensor:
+def alone(models: Sequence[DiffusionModel], steps: Sequence[int], text: str, *, repeats: int = 15) -> Tensor:
     """Median seconds of one image by each model with the whole machine, shape (M,), after one image to warm up.
 
     Measured as images are served: on a CPU with one thread, a denoising step of one model after a step of the next, so
@@ -142,7 +142,8 @@ def serve(
         mine = model == m
         if bool(mine.any()):
             simulated[mine] = (lindley(arrival, torch.where(mine, service[m], 0.0), mine) - arrival)[mine]
-    rate = torch.bincount(model, minlength=len(workers)) / arrival[-1].clamp(min=1e-9)
+    gaps = max(len(arrival) - 1, 1) / len(arrival)  # n arrivals end n − 1 gaps
+    rate = gaps * torch.bincount(model, minlength=len(workers)) / arrival[-1].clamp(min=1e-9)
     return Measured(
         model, torch.tensor(finish) - arrival, simulated, pollaczek_khinchine(rate, service), whole, share, worked
     )

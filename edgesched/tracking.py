@@ -117,7 +117,8 @@ class Tracker:
         facts = {"digest": digest, "rows": len(table), "score": table.score, "device": table.device,
                  "models": list(table.models or ()), "categories": list(table.categories)}  # fmt: skip
         artifact = wandb.Artifact(f"scores-{digest}", type="score-table", metadata=facts)
-        artifact.add_dir(str(kept), policy="immutable")
+        for file in sorted(kept.iterdir()):
+            artifact.add_file(str(file), policy="immutable")
         self.run.log_artifact(artifact)
 
     def images(self, files: Mapping[str, Path]) -> None:

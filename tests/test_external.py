@@ -126,6 +126,9 @@ def test_variance_table_refuses(tmp_path):
 
 
 class _Silent:
+    def score_table(self, table):
+        assert len(table)
+
     def summary(self, metrics):
         json.dumps(metrics)
 

@@ -43,11 +43,11 @@ def test_shares_are_realised_and_latencies_are_near_the_simulators():
     found = serve(stream, PROMPTS, models, chosen, seed=1)
     part = found.worked_s / found.worked_s.sum()
     assert part.tolist() == pytest.approx([0.4, 0.6], abs=0.05)
-    assert len(models["quick"].made) + len(models["slow"].made) == 60 + 2 * 8
+    assert len(models["quick"].made) + len(models["slow"].made) == 60 + 2 * 16
     errors = found.errors()
     assert errors["measured_vs_simulated_pct"] < 60
     assert bool((found.measured_s > 0.5 * found.simulated_s).all())
-    rate = torch.bincount(found.model, minlength=2) / (stream.arrival_s[0, -1] - stream.arrival_s[0, 0])
+    rate = 59 / 60 * torch.bincount(found.model, minlength=2) / (stream.arrival_s[0, -1] - stream.arrival_s[0, 0])
     assert torch.allclose(found.predicted_s, pollaczek_khinchine(rate, found.alone_s / found.share))
 
 
