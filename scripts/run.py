@@ -5,6 +5,7 @@ import re
 import sys
 import traceback
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -66,6 +67,25 @@ def job(cfg: DictConfig) -> float | None:
     return value
 
 
+#: Launchers of sweeps that come with an optional extra: Hydra plugin's package, extra.
+LAUNCHERS = {
+    "joblib": ("hydra_joblib_launcher", "joblib"),
+    "submitit_local": ("hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_submitit_launcher", "slurm"),
+    "ray": ("hydra_ray_launcher", "ray"),
+}
+
+
+def launcher_is_here(arguments: list[str]) -> None:
+    """Stop in one line if a sweep asks for a launcher that is not installed."""
+    for argument in arguments:
+        name, is_given, chosen = argument.partition("=")
+        if name == "hydra/launcher" and is_given and chosen in LAUNCHERS:
+            package, extra = LAUNCHERS[chosen]
+            if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{package}") is None:
+                sys.exit(f"error: hydra/launcher={chosen} is not installed: pip install 'edgesched[{extra}]'")
+
+
 def composes(arguments: list[str]) -> None:
     """Stop in one line if the configuration does not compose, naming the key and the nearest valid one."""
     if any(argument.startswith("-") for argument in arguments):
@@ -99,5 +119,6 @@ def unknown_key(key: str, cfg: DictConfig) -> str:
 
 
 if __name__ == "__main__":
+    launcher_is_here(sys.argv[1:])
     composes(sys.argv[1:])
     main()

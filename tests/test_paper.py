@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, look_over
 from test_configs import composed
 
 from edgesched.errors import ConfigError
@@ -111,6 +112,13 @@ def test_the_paper_experiment_leaves_what_it_promises(tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert "Over optimal_step, annealing gains utility" in page
     assert "Over optimal_step, annealing gains utility" in capsys.readouterr().out
+    if CHROMIUM is not None:
+        found, console = look_over(tmp_path / "report.html", tmp_path)
+        assert not console
+        for width, seen in found.items():
+            assert seen["width"] <= width
+            assert seen["images"] == 9
+            assert [*seen["missing"], *seen["over"], *seen["cut"]] == []
 
 
 def test_a_bad_grid_is_refused(tmp_path):

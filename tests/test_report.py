@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, look_over
 
 from edgesched import figures, report
 from edgesched.errors import ConfigError
@@ -50,3 +51,45 @@ def test_tracker_finishes_also_on_failure_and_never_asks(tmp_path, monkeypatch):
     assert list((tmp_path / "wandb").glob("offline-run-*"))
     with pytest.raises(ConfigError, match="'loud'"):
         Tracker(tmp_path, {}, "t", mode="loud")
+
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+
+
+@needs_browser
+def test_a_browser_finds_nothing_wrong_with_a_page_of_long_words_and_wide_tables(tmp_path):
+    picture = figures.save(figures.methods_compared({"a": dict.fromkeys(("utility", "quality", "latency_s"), (1.0, 0.5, 2.0))}),
+                           tmp_path / "f.png")  # fmt: skip
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra/overrides.yaml").write_text(
+        f"- +experiment=plan\n- data.path={'very/long/' * 20}\n- 'a=[1, 2]'\n"
+    )
+    rows = [["word" * 30, *(1.23456e-5 * i for i in range(14))]] * 3
+    sections = [report.Section("L" * 200, ("x" * 500,), ["name", *(f"column {i}" for i in range(14))], rows, [(picture, "c" * 300)]),
+                report.Section("Code", code="k" * 400)]  # fmt: skip
+    page = report.write_html(tmp_path / "report.html", "T" * 150, {"Device": "d" * 200}, sections)
+    assert "python scripts/run.py +experiment=plan data.path=very/long/" in page.read_text()
+    assert "&#x27;a=[1, 2]&#x27;" in page.read_text()
+    found, console = look_over(page, tmp_path)
+    assert not console
+    for width, seen in found.items():
+        assert seen["width"] <= width
+        assert seen["images"] == 1
+        assert not seen["missing"]
+        assert not seen["over"]
+        assert not seen["cut"]
+
+
+@needs_browser
+def test_the_browser_would_find_what_is_wrong(tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text(
+        "<!doctype html><body><img src='none.png' alt='gone'><p style='width:2000px'>wide</p>"
+        "<p style='width:50px;white-space:nowrap;overflow:hidden'>much too long for its place</p><script>nothing()</script>"
+    )
+    found, console = look_over(page, tmp_path)
+    assert any("nothing is not defined" in line for line in console)
+    for seen in found.values():
+        assert seen["missing"] == ["gone"]
+        assert any(text.startswith("P: wide") for text in seen["over"])
+        assert any("too long" in text for text in seen["cut"])

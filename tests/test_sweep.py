@@ -81,6 +81,45 @@ def test_a_killed_sweep_goes_on_and_a_failed_job_stops_no_other(tmp_path):
     assert all(row.split(",")[2] == "2" for row in rows[1:])
 
 
+@pytest.mark.parametrize("launcher", BESIDE)
+def test_a_sweep_runs_side_by_side_and_is_the_same_sweep(launcher, tmp_path):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
+    options = {
+        "joblib": ["hydra.launcher.n_jobs=2"],
+        "submitit_local": ["hydra.launcher.timeout_min=4"],
+        "ray": ["+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false"],
+    }[launcher]
+    jobs = ("search=relax", "seed=0,1", f"hydra/launcher={launcher}", *options)
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    code, told = swept(*jobs, cwd=tmp_path, env=environment)
+    assert code == 0, told[-3000:]
+    assert len(finished(tmp_path)) == 2
+    if launcher == "joblib":  # one after the other they are the same jobs, and finished
+        code, told = swept("search=relax", "seed=0,1", cwd=tmp_path)
+        assert code == 0
+        assert told.count("Finished before, not run again") == 2
+
+
+def test_slurm_is_configured_by_hydra_alone():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    command = [sys.executable, str(ROOT / "scripts/run.py"), "+experiment=plan", "hydra/launcher=submitit_slurm",
+               "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=1", "--cfg", "hydra", "-p", "hydra.launcher"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "SlurmLauncher" in done.stdout
+    assert "partition: gpu" in done.stdout
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(monkeypatch):
+    sys.path.insert(0, str(ROOT / "scripts"))
+    run = __import__("run")
+    sys.path.pop(0)
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"hydra/launcher=ray is not installed: pip install 'edgesched\[ray\]'"):
+        run.launcher_is_here(["-m", "hydra/launcher=ray"])
+    run.launcher_is_here(["-m", "hydra/launcher=basic", "hydra/launcher"])
+
+
 def test_what_a_job_is_depends_on_its_values_not_on_its_place(tmp_path):
     base = OmegaConf.create({"seed": 0, "search": {"chains": 4}, "run_folder": "a", "logger": {"mode": "offline"}})
     digest = job_digest(base)
