@@ -192,16 +192,19 @@ class Generation(L.LightningModule):
         if self._last not in (None, job.model):
             self.models[str(self._last)].unload()
         self._last = job.model
-        for rows, images in _generated(job, self.prompts, self.models[job.model]):
+        model = self.models[job.model]
+        for rows, images in _generated(job, self.prompts, model):
             assert self._worker is not None
-            self._waiting.append(self._worker.submit(self._keep, job, rows, images))
+            # Here and not beside the scores: a tokenizer that two threads use pads for the one as the other wants.
+            cut = [model.truncates(self.prompts.texts[i]) for i, _ in rows]
+            self._waiting.append(self._worker.submit(self._keep, job, rows, images, cut))
             while len(self._waiting) > 2:
                 self._waiting.popleft().result()
         return len(job.rows)
 
-    def _keep(self, job: Job, rows: Rows, images: np.ndarray) -> None:
+    def _keep(self, job: Job, rows: Rows, images: np.ndarray, cut: Sequence[bool]) -> None:
         ids, texts = [self.prompts.ids[i] for i, _ in rows], [self.prompts.texts[i] for i, _ in rows]
-        model, scorers = self.models[job.model], self.scorers[0]
+        scorers = self.scorers[0]
         part: dict[str, Sequence[Any]] = {
             "prompt_id": ids,
             "category": [self.prompts.categories[i] for i, _ in rows],
@@ -211,7 +214,9 @@ class Generation(L.LightningModule):
         }
         for name, scorer in scorers.items():
             part[name] = scorer.score(images, texts).tolist()
-        part["truncated"] = [model.truncates(t) or any(s.truncates(t) for s in scorers.values()) for t in texts]
+        part["truncated"] = [
+            c or any(s.truncates(t) for s in scorers.values()) for c, t in zip(cut, texts, strict=True)
+        ]
         _write_shard(self.out, part)
         self.finished += len(rows)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_method, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from edgesched.errors import ConfigError, EdgeschedError
 
@@ -106,8 +106,9 @@ def check(node: Any, path: str = "") -> None:
                 if key not in parameters and key not in _RESERVED:
                     raise ConfigError(f"{path}.{key}: unknown argument of {target}; {nearest(key, list(parameters))}")
     for name in map(str, node):
-        if not OmegaConf.is_missing(node, name):
-            check(node[name], f"{path}.{name}" if path else name)
+        inner = node._get_node(name)  # values that refer to a missing one are not checked, but said when they are built
+        if isinstance(inner, (DictConfig, ListConfig)) and not inner._is_interpolation():
+            check(inner, f"{path}.{name}" if path else name)
 
 
 def build(node: Any, path: str, **arguments: Any) -> Any:

@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
 
 from edgesched import figures, report
 from edgesched.bounds import regret, upper_bound
@@ -70,7 +71,11 @@ def run(cfg: DictConfig) -> float | None:
 
 def _plain(node: DictConfig) -> dict[str, Any]:
     """A node as a plain dictionary."""
-    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
+    try:
+        plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=False)
+    except InterpolationToMissingValueError as exc:
+        key = str(exc).splitlines()[0].rsplit(" ", 1)[-1]
+        raise ConfigError(f"{key}: has no value; give one, as {key}=...") from exc
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

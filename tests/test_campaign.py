@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -73,6 +74,22 @@ def test_a_campaign_has_every_key_once_and_a_manifest(tmp_path):
     assert (tmp_path / "scores.parquet").exists()
     assert table.scores == ("clip_score",)
     assert ScoreTable.load(tmp_path, min_prompts=1).digest() == table.digest()
+
+
+def test_a_model_is_used_by_one_thread_only(tmp_path):
+    seen = set()
+
+    class Watched(Painter):
+        def generate(self, texts, steps, seeds):
+            seen.add(threading.get_ident())
+            return super().generate(texts, steps, seeds)
+
+        def truncates(self, text):
+            seen.add(threading.get_ident())  # a fast tokenizer keeps its padding as state: no two threads may share it
+            return super().truncates(text)
+
+    campaign(tmp_path, Watched())
+    assert len(seen) == 1
 
 
 def test_what_is_done_is_never_done_again(tmp_path):

@@ -161,6 +161,10 @@ def test_train_micro_runs_resumes_and_saves_folders_that_load(tmp_path):
         (("workload.latncy=slot",), "error: workload.latncy: unknown key; did you mean 'latency'?"),
         (("+experiment=plan", "search=aneal"), "Could not find 'search/aneal'"),
         (("+experiment=plan", "search=equal_allocation"), "needs an assignment"),
+        (
+            ("+experiment=simulate", "workload=trace"),
+            "error: workload.path: has no value; give one, as workload.path=...",
+        ),
         (("+experiment=campaign", "model=[sd15,sdxl]"), "the hub cannot be reached; download it"),
     ],
 )
