@@ -34,9 +34,9 @@ __all__ = ["Progress", "anneal"]
 SHARE_MODES = ("closed_form", "annealed")
 _NUMBERS_AT_ONCE = 32_000_000
 _SAVE_SECONDS = 10.0
-# Proposals that repay compilation, measured on one core of an EPYC with an empty cache: 10-14 s against 15 ns saved
-# a proposal (assignment given), 12 s against 29 ns (joint), 25-45 s against 120-170 ns (queues and limits).
-_REPAID_GIVEN = 800_000_000
+# Proposals that repay compilation, measured on two cores of an EPYC with an empty cache: 18-32 s against 11 ns saved
+# a proposal (assignment given), 7-12 s against 29 ns (joint), 25-45 s against 120-170 ns (queues and limits).
+_REPAID_GIVEN = 2_500_000_000
 _REPAID_JOINT = 400_000_000
 _REPAID_GENERAL = 250_000_000
 
@@ -169,7 +169,7 @@ def anneal(
                 own = dataclasses.replace(rules, seed=seed + restart * 0x51ED2701)
                 run = Run(tables, own, _target(piece, given_part, target_gap), partial.get(job))
                 compiling = time.perf_counter()
-                with kernel.distinct_sizes():
+                with kernel.tell_apart(run.sizes()):
                     run.warm()
                     started += time.perf_counter() - compiling
                     deadline = None if max_seconds is None else started + max_seconds * (job + 1) / len(jobs)

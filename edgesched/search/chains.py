@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from edgesched.search import rng
+from edgesched.search.kernel import MEASURED_MOVES
 from edgesched.search.schedule import Temperature, block, starting_temperature
 from edgesched.search.tables import Tables
-from edgesched.search.walk import sweep, walk
+from edgesched.search.walk import GivenWalk, snapshot_moves, sweep, walk
 
 HISTORY = 200
-_SNAPSHOT_MOVES = 48
-_MEASURED_MOVES = 8
 _DRAWN_AT_ONCE = 1 << 20
 
 
@@ -69,7 +68,7 @@ class Run:
         self.walk = walk(tables, self.lanes, rules.seed, rules.compile)
         self.iterations = rules.iterations if self.moves else 0
         count = max(1, len(self.moves))
-        self.stride = count * -(-_SNAPSHOT_MOVES // count)
+        self.stride = snapshot_moves(count)
         self.every = self.stride * -(-rules.iterations // (HISTORY * self.stride))
         hot = starting_temperature(tables, self.moves, self.lanes, rules.seed)
         rungs = self.lanes if rules.tempering else 0
@@ -81,6 +80,7 @@ class Run:
         self.history = [self.utility()]
         self.done = 0
         self.chain, self.logs = rng.chain_words(self.lanes, hot.device), rng.log_table(hot.device)
+        self._block: tuple[int, int, tuple[Tensor, ...]] = (0, -1, ())
         if saved is not None:
             self._load(saved)
 
@@ -88,12 +88,25 @@ class Run:
         """Best utility so far as the kernel sees it, shape (B,), float64."""
         return self.best_energy[:, : self.rules.chains].amax(-1) + self.tables.offset
 
+    def sizes(self) -> list[int]:
+        """Sizes of the dimensions that compiled code sees."""
+        b, c, m, k = self.tables.scenario.shape
+        fused = self.walk.fused if isinstance(self.walk, GivenWalk) else 0
+        rows = [fused] if fused else [len(self.tables.gain), c]
+        return [2, b, self.lanes, m, k, *rows, rng.LEVELS]
+
     def warm(self) -> None:
         """Have every kernel compiled by moves of a copy that is thrown away."""
         if not self.rules.compile:
             return
         other = walk(self.tables, self.lanes, self.rules.seed, True)
         beta = self._beta(0)
+        if isinstance(other, GivenWalk) and other.fused:
+            times = other.fused // len(self.moves)
+            drawn = block(self.chain, self.logs, self.moves * times, [0.0] * other.fused, self.rules.seed, 0, True)
+            other.sweeps(*drawn, [beta] * times)
+            other.keep(other.kept(), other.energy(), self.active)
+            return
         for kind in sorted({move.kind for move in self.moves}):
             move = next(m for m in self.moves if m.kind == kind)
             jump, shift, threshold = block(self.chain, self.logs, [move], [0.0], self.rules.seed, 0, True)
@@ -111,33 +124,49 @@ class Run:
             return False
         first, last = self.done, min(self.iterations, (self.done // self.every + 1) * self.every)
         count = len(self.moves)
-        measured = max(first, last - min(count, _MEASURED_MOVES))
+        measured = max(first, last - min(count, MEASURED_MOVES))
         accepted = torch.zeros_like(self.stale)
-        at_once = max(1, _DRAWN_AT_ONCE // self.lanes)
-        beta = self._beta(first)
-        for start in range(first, last, at_once):
-            rows = range(start, min(start + at_once, last))
-            chosen = [self.moves[i % count] for i in rows]
-            fractions = [i / self.iterations for i in rows]
-            drawn = block(self.chain, self.logs, chosen, fractions, self.rules.seed, start, self.rules.compile)
-            for i, move, jump, shift, threshold in zip(
-                rows, chosen, *(x.unbind(0)[: len(rows)] for x in drawn), strict=True
-            ):
+        given = self.walk if isinstance(self.walk, GivenWalk) and self.walk.fused else None
+        beta, i = self._beta(first), first
+        while i < last:
+            if given is not None and i % given.fused == 0 and i + given.fused <= last:
+                betas = [self._beta(j) for j in range(i, i + given.fused, count)]
+                changed = given.sweeps(*self._drawn(i, given.fused), betas)
+                i += given.fused
+                if i == last:
+                    accepted += changed.sum(-1)
+            else:
                 if i % count == 0:
                     beta = self._beta(i)
-                # Copies: a view's offset would be compiled into the kernel.
-                before, after = self.walk.move(move, jump.clone(), shift.clone(), threshold.clone(), beta)
+                jump, shift, threshold = (x[0] for x in self._drawn(i, 1))
+                before, after = self.walk.move(self.moves[i % count], jump, shift, threshold, beta)
                 if i >= measured:
                     accepted += (before != after).sum(-1)
-                if (i + 1) % self.stride == 0 or i + 1 == last:
-                    self._snapshot(i // self.stride)
-                    if self.temperature.rung is not None:
-                        beta = self._beta(i)
+                i += 1
+            if i % self.stride == 0 or i == last:
+                self._snapshot((i - 1) // self.stride)
+                if self.temperature.rung is not None:
+                    beta = self._beta(i - 1)
         self.done = last
         self._record(accepted.double() / (self.lanes * (last - measured)), callback)
         if tick is not None:
             tick(last - first)
         return deadline is None or time.perf_counter() < deadline
+
+    def _drawn(self, first: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Proposals of the next ``count`` iterations, shape (count, R) each; many are drawn at once and kept."""
+        start, stop, drawn = self._block
+        if not start <= first <= first + count <= stop:
+            size = max(1, _DRAWN_AT_ONCE // self.lanes) // count * count or count
+            start, stop = first, min(first + size, self.iterations)
+            rows = range(start, stop)
+            chosen = [self.moves[i % len(self.moves)] for i in rows]
+            fractions = [i / self.iterations for i in rows]
+            drawn = block(self.chain, self.logs, chosen, fractions, self.rules.seed, start, self.rules.compile)
+            self._block = start, stop, drawn
+        # Copies: a view's offset would be compiled into the kernel.
+        jump, shift, threshold = (x[first - start : first - start + count].clone() for x in drawn)
+        return jump, shift, threshold
 
     def _beta(self, iteration: int) -> Tensor:
         count = max(1, len(self.moves))
@@ -146,10 +175,7 @@ class Run:
     def _snapshot(self, round_: int) -> None:
         """Keep what is better than the best of each chain, and exchange tempered chains."""
         self.walk.settle()
-        energy = self.walk.energy()
-        better = (energy > self.best_energy) & self.active[:, None]
-        self.best_energy = torch.where(better, energy, self.best_energy)
-        self.best = [torch.where(better, new, old) for new, old in zip(self.walk.kept(), self.best, strict=True)]
+        self.best, self.best_energy, energy = self.walk.keep(self.best, self.best_energy, self.active)
         self.temperature.exchange(energy, self.chain, self.rules.seed, round_)
 
     def _record(self, acceptance: Tensor, callback: Callable[[Progress], None] | None) -> None:

@@ -17,13 +17,15 @@ from __future__ import annotations
 import functools
 import shutil
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+#: Moves at the end of a recorded iteration by which the acceptance rate is measured, one sweep at most.
+MEASURED_MOVES = 8
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -71,6 +73,55 @@ def step_given(
     delta = (g2 - g).float() * unit - weight * change.float() * (s2 + s).float()
     take = (delta * beta > threshold) & ((g2 >= 0) | (g < 0))
     return torch.where(take, new, k), torch.where(take, g2, g), torch.where(take, d2, d), torch.where(take, s2, s)
+
+
+def sweeps_given(
+    k: list[Tensor], g: list[Tensor], d: list[Tensor], s: Tensor, gain: list[Tensor], cost: list[Tensor], jump: Tensor,
+    shift: Tensor, threshold: Tensor, beta: list[Tensor], unit: Tensor, weight: Tensor,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor]:  # fmt: skip
+    """Several sweeps of :func:`step_given` over all models; compiled, state stays in registers between the moves.
+
+    Args:
+        k: Step indices, M of them, each of shape (B, R); ``g`` and ``d`` likewise, ``s`` as in :func:`step_given`.
+        gain: M of shape (B, K); ``cost`` likewise.
+        jump: Proposals, shape (sweeps · M, R), with ``shift`` and ``threshold``.
+        beta: Inverse temperature of every sweep.
+        unit: As in :func:`step_given`, with ``weight``.
+
+    Returns:
+        The state after the last sweep, and how many of its last moves changed a chain, shape (B, R), int32.
+    """
+    k, g, d = list(k), list(g), list(d)
+    models = len(k)
+    moves = models * len(beta)
+    changed = torch.zeros_like(s)
+    for t in range(moves):
+        m, before = t % models, k[t % models]
+        k[m], g[m], d[m], s = step_given(
+            before, g[m], d[m], s, gain[m], cost[m], jump[t], shift[t], threshold[t], beta[t // models], unit, weight
+        )
+        if t >= moves - min(models, MEASURED_MOVES):
+            changed = changed + (k[m] != before).to(torch.int32)
+    return k, g, d, s, changed
+
+
+def energy_given(g: list[Tensor], s: Tensor, unit: Tensor, weight: Tensor) -> Tensor:
+    """Utility of every chain less the scenario's offset, shape (B, R); ``unit`` and ``weight`` in float64."""
+    gain = g[0]
+    for other in g[1:]:
+        gain = gain + other
+    return gain.double() * unit - weight * s.double().square()
+
+
+def keep_given(
+    k: list[Tensor], g: list[Tensor], s: Tensor, best: Tensor, best_energy: Tensor, active: Tensor, unit: Tensor,
+    weight: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The best step indices (M, B, R) and energies (B, R) of active scenarios (B, 1) so far, and the present energies."""
+    energy = energy_given(g, s, unit, weight)
+    better = (energy > best_energy) & active
+    kept = torch.stack([torch.where(better, new, best[i]) for i, new in enumerate(k)])
+    return kept, torch.where(better, energy, best_energy), energy
 
 
 def assign_joint(
@@ -125,13 +176,22 @@ def compiler() -> bool:
 def compiled(function: F) -> F:
     """A kernel of this package compiled for every shape; Inductor keeps its code on disk between processes.
 
-    Indices are in range by construction, so that Inductor's checks of them are left out.
+    Indices are in range by construction, so that Inductor's checks of them are left out; a kernel
+    of many moves has to become one loop, however long.
     """
-    return torch.compile(function, dynamic=True, options={"assert_indirect_indexing": False})  # type: ignore[return-value]
+    return torch.compile(function, dynamic=True, options={"assert_indirect_indexing": False, "max_fusion_size": 4096})  # type: ignore[return-value]
 
 
-def distinct_sizes() -> AbstractContextManager[None]:
-    """While this is entered, code is compiled without taking sizes for the same that happen to be equal."""
-    from torch.fx.experimental import _config
+@contextmanager
+def tell_apart(sizes: list[int]) -> Iterator[None]:
+    """While this is entered, code is compiled without taking sizes for the same that happen to be equal.
 
-    return _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
+    Where none are, the compiler may look for equal ones: knowing that two inputs are of one shape, it makes code that
+    runs 1.5 times as fast. A number of models has code of its own, so that more variants than usual are kept.
+    """
+    from torch._dynamo import config as dynamo
+    from torch.fx.experimental import _config as shapes
+
+    alike = len(set(sizes)) == len(sizes)
+    with shapes.patch(use_duck_shape=alike), dynamo.patch(recompile_limit=64):  # type: ignore[attr-defined]
+        yield

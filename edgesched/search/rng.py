@@ -17,7 +17,7 @@ from torch import Tensor
 _FIRST = 0x21F0AAAD
 _SECOND = 0xD35A2D97 - (1 << 32)
 _OTHER = 0x5BD1E995
-_LEVELS = 1 << 16
+LEVELS = 1 << 16
 
 
 def mix(word: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ def below(word: Tensor, limit: Tensor | int) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _log_table(device: torch.device) -> Tensor:
-    level = torch.arange(_LEVELS, dtype=torch.float64)
-    return ((level + 0.5) / _LEVELS).log().float().to(device)
+    level = torch.arange(LEVELS, dtype=torch.float64)
+    return ((level + 0.5) / LEVELS).log().float().to(device)
 
 
 def log_table(device: torch.device) -> Tensor:

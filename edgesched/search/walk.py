@@ -17,6 +17,8 @@ from edgesched.search.tables import Tables
 F = TypeVar("F", bound=Callable[..., object])
 STEP, ASSIGN, SHARE = 0, 1, 2
 _SETTLED_UNITS = 64
+_SNAPSHOT_MOVES = 48
+_FUSED_MOVES = 8
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Move:
     options: int
     reach: int
     far: int
+
+
+def snapshot_moves(moves: int) -> int:
+    """Iterations between two looks at the best states: whole sweeps of so many moves, 48 or a few more."""
+    return moves * -(-_SNAPSHOT_MOVES // moves)
 
 
 def sweep(tables: Tables) -> list[Move]:
@@ -230,6 +237,13 @@ class Walk:
         """What makes a plan: assignment, steps and units, as far as they are free; rows before (B, R)."""
         return [x for x in (self.a, self.k, self.u) if x is not None]
 
+    def keep(self, best: list[Tensor], energy: Tensor, active: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The best states and energies so far of the chains of active scenarios, and their present energies."""
+        now = self.energy()
+        better = (now > energy) & active[:, None]
+        kept = [torch.where(better, new, old) for new, old in zip(self.kept(), best, strict=True)]
+        return kept, torch.where(better, now, energy), now
+
     def restore(self, kept: list[Tensor]) -> None:
         """Take up a state that :meth:`kept` gave."""
         parts = iter(kept)
@@ -250,10 +264,27 @@ class GivenWalk(Walk):
         self.ks, self.gs, self.ds = ([row.clone() for row in x] for x in (self.k, self.g, self.d))
         self.gains, self.costs = ([row.contiguous().clone() for row in x] for x in (self.tables.gain, self.tables.cost))
 
+    def prepare(self) -> None:
+        """Constants of the kernels, and how many moves go into one: ``fused``, 0 with too many models."""
+        super().prepare()
+        _, _, models, options = self.tables.scenario.shape
+        sweeps = snapshot_moves(models) // models
+        fitting = [n for n in range(1, sweeps + 1) if sweeps % n == 0 and n * models <= _FUSED_MOVES]
+        self.fused = models * max(fitting, default=0) if self.tables.steps is None and options > 1 else 0
+
+    def sweeps(self, jump: Tensor, shift: Tensor, threshold: Tensor, beta: list[Tensor]) -> Tensor:
+        """``fused`` iterations, from the first model on; returns how many of the last ones changed each chain."""
+        self.ks, self.gs, self.ds, self.s, changed = self.kernel(kernel.sweeps_given)(
+            self.ks, self.gs, self.ds, self.s, self.gains, self.costs, jump, shift, threshold, beta, self.unit,
+            self.weight,
+        )  # fmt: skip
+        return changed
+
     def move(self, move: Move, jump: Tensor, shift: Tensor, threshold: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """One iteration; returns the row moved before and after it."""
+        """One iteration; returns the row moved before and after it. Compiled only where :meth:`sweeps` cannot be."""
         m, before = move.row, self.ks[move.row]
-        self.ks[m], self.gs[m], self.ds[m], self.s = self.kernel(kernel.step_given)(
+        step = kernel.step_given if self.fused else self.kernel(kernel.step_given)
+        self.ks[m], self.gs[m], self.ds[m], self.s = step(
             before, self.gs[m], self.ds[m], self.s, self.gains[m], self.costs[m], jump, shift, threshold, beta, self.unit,
             self.weight,
         )  # fmt: skip
@@ -261,10 +292,14 @@ class GivenWalk(Walk):
 
     def energy(self) -> Tensor:
         """Utility of every chain less the scenario's offset, shape (B, R), float64."""
-        gain = self.gs[0]
-        for other in self.gs[1:]:
-            gain = gain + other
-        return gain.double() * self.tables.unit - self.tables.weight * self.s.double().square()
+        return kernel.energy_given(self.gs, self.s, self.tables.unit, self.tables.weight)
+
+    def keep(self, best: list[Tensor], energy: Tensor, active: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """As :meth:`Walk.keep`, in one kernel."""
+        kept, best_energy, now = self.kernel(kernel.keep_given)(
+            self.ks, self.gs, self.s, best[0], energy, active[:, None], self.tables.unit, self.tables.weight
+        )
+        return [kept], best_energy, now
 
     def kept(self) -> list[Tensor]:
         """Step indices, shape (M, B, R)."""
