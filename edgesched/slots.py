@@ -8,6 +8,7 @@ are one Lindley recursion in full-server seconds: a loop over slots, none over r
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,7 +102,13 @@ def forecast(demand: Tensor, how: str, *, ewma: float = 0.3) -> Tensor:
     return torch.stack(rows).maximum(floor)
 
 
-def plan_slot(scenario: Scenario, expected: Tensor, slot_s: float, search: Callable[[Scenario], SearchResult]) -> Plan:
+def plan_slot(
+    scenario: Scenario,
+    expected: Tensor,
+    slot_s: float,
+    search: Callable[..., SearchResult],
+    before: Plan | None = None,
+) -> Plan:
     """A plan for one slot.
 
     In queue mode a demand that no plan can keep up with is planned as one batch instead, which always can be.
@@ -110,8 +117,12 @@ def plan_slot(scenario: Scenario, expected: Tensor, slot_s: float, search: Calla
         scenario: One scenario; its demand is replaced.
         expected: Requests expected in the slot, shape (C,).
         slot_s: Length of a slot in seconds.
-        search: Called with one scenario.
+        search: Called with one scenario, and with ``start=before`` if it takes that.
+        before: The plan of the slot before.
     """
+    warm = {}
+    if before is not None and "start" in inspect.signature(search).parameters:
+        warm = {"start": before}
     demand = expected.to(scenario.demand)[None]
     least = (
         step_service_times(scenario)[0]
@@ -120,16 +131,16 @@ def plan_slot(scenario: Scenario, expected: Tensor, slot_s: float, search: Calla
     )
     busy = float((demand[0] / slot_s * least.flatten(1).amin(-1)).sum())  # by the quickest that each category may have
     if scenario.latency == "queue" and busy < 1:
-        found = search(dataclasses.replace(scenario, demand=demand / slot_s))
+        found = search(dataclasses.replace(scenario, demand=demand / slot_s), **warm)
         if bool(found.feasible.all()):
             return found.plan
-    return search(dataclasses.replace(scenario, demand=demand, latency="slot")).plan
+    return search(dataclasses.replace(scenario, demand=demand, latency="slot"), **warm).plan
 
 
 def run_slots(
     stream: RequestStream,
     scenario: Scenario,
-    search: Callable[[Scenario], SearchResult],
+    search: Callable[..., SearchResult],
     *,
     slot_s: float = 15.0,
     how: str = "ewma",
@@ -177,7 +188,7 @@ def run_slots(
         begun = time.perf_counter()
         if plan is None or how != "once":
             waiting = torch.bincount(torch.tensor(category[pending]), minlength=categories).double()
-            plan = plan_slot(scenario, (expected[k] if k < len(demand) else quiet) + waiting, slot_s, search)
+            plan = plan_slot(scenario, (expected[k] if k < len(demand) else quiet) + waiting, slot_s, search, plan)
         planning_s += time.perf_counter() - begun
         plans.append(plan)
         share = plan.share[0].double().numpy()

@@ -12,7 +12,7 @@ import torch
 from test_objective import draw_plan
 
 import edgesched as es
-from edgesched.errors import SearchError
+from edgesched.errors import PlanError, SearchError
 from edgesched.objective import share_for_load, total_delay
 from edgesched.search import kernel, rng
 from edgesched.search.general import queue_shares
@@ -186,6 +186,20 @@ def test_compiled_equals_eager_to_the_bit():
 def test_every_compiled_kernel_equals_eager_to_the_bit(kind):
     s, given = problem(kind)
     assert same(anneal(s, **given, **SMALL, compile=True), anneal(s, **given, **SMALL, compile=False))
+
+
+@pytest.mark.parametrize("kind", ["given", "joint", "queue", "sliced"])
+def test_a_warm_start_is_never_lost_and_keeps_the_bits(kind):
+    s, given = problem(kind)
+    good = anneal(s, **given, chains=32, iterations=1500).plan
+    before = es.evaluate(s, good).utility
+    few = anneal(s, **given, chains=1, iterations=len(s.steps), start=good)
+    assert (few.utility >= before - 1e-6 * before.abs()).all()
+    assert (anneal(s, **given, chains=1, iterations=len(s.steps)).utility < before).any()
+    alone = anneal(s[1], **{k: v[1:2] for k, v in given.items()}, chains=1, iterations=len(s.steps), start=good[1:2])
+    assert torch.equal(alone.utility, few.utility[1:2])
+    with pytest.raises(PlanError):
+        anneal(s, **given, start=good[:1])
 
 
 def test_other_sizes_compile_nothing_new():

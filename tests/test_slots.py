@@ -160,3 +160,16 @@ def test_bad_input_is_named():
         forecast(torch.ones(2, 2), "guess")
     with pytest.raises(RequestError, match="ewma"):
         forecast(torch.ones(2, 2), "ewma", ewma=0.0)
+
+
+def test_a_slot_is_planned_from_the_plan_of_the_slot_before():
+    seen = []
+
+    def search(batch, start=None):
+        seen.append((start, one_model_each(batch)))
+        return seen[-1][1]
+
+    run_slots(poisson([2.0] * 3, NAMES, requests=60, seed=1), scenario(), search, slot_s=3.0, how="last")
+    assert seen[0][0] is None
+    assert len(seen) > 3
+    assert all(start is before[1].plan for (start, _), before in zip(seen[1:], seen, strict=False))

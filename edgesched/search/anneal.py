@@ -50,6 +50,7 @@ def anneal(
     chains: int = 64,
     iterations: int = 1000,
     seed: int = 0,
+    start: Plan | None = None,
     shares: str = "closed_form",
     polish: bool = True,
     cooling: float = 1e-4,
@@ -79,6 +80,8 @@ def anneal(
         chains: Chains R of each scenario.
         iterations: Proposals of each chain.
         seed: Seed of starting points and moves.
+        start: A plan that each scenario's first chain starts from, for example that of the slot before: whatever
+            comes of the search, it is at least as good as this, rounded to parts of a category and units of compute.
         shares: ``"closed_form"`` takes the best shares for every proposal (slot mode: exact; queue mode: by
             Newton steps; up to 16 slices dealt one by one, more are annealed); ``"annealed"`` makes them part of the search, as published.
         polish: At the end take the best shares for the plan found and, where it is a concave problem, its
@@ -124,6 +127,8 @@ def anneal(
         raise SearchError(f"anneal: at most 32,767 models and step counts, got {m} and {k}")
     if share is not None:
         share = torch.as_tensor(share, dtype=scenario.demand.dtype, device=scenario.device).expand(b, m)
+    if start is not None:
+        evaluate(scenario, start)  # says what does not fit
     closed = shares == "closed_form"
     tried = chains * iterations * restarts * b
     simple = closed and share is None
@@ -135,7 +140,8 @@ def anneal(
     problem = ""
     if path is not None:
         kept = dataclasses.replace(rules, compile=False)
-        problem = checkpoints.fingerprint(scenario, [given, index, share], f"{kept} {closed} {restarts} {target_gap}")
+        known = [given, index, share, *(() if start is None else (start.assignment, start.steps, start.share))]
+        problem = checkpoints.fingerprint(scenario, known, f"{kept} {closed} {restarts} {target_gap}")
         saved = checkpoints.load(path, problem, scenario.device) or saved
     rows = m if given is not None else c * len(piece_sizes(c, True))
     at_once = max(1, _NUMBERS_AT_ONCE // (max(chains, 2) * 6 * (rows + m)))
@@ -158,13 +164,16 @@ def anneal(
             given_part, index_part, share_part = (
                 None if x is None else x[part] for x in (given, index, share)
             )  # fmt: skip
+            first = None if start is None else start[part]
             if pad:
                 piece = piece.repeat(2)
                 given_part, index_part, share_part = (
                     None if x is None else x.repeat(2, *[1] * (x.ndim - 1))
                     for x in (given_part, index_part, share_part)
                 )
-            tables = build(piece, given_part, index_part, share_part, closed)
+                if first is not None:
+                    first = Plan(first.assignment.repeat(2, 1, 1), first.steps.repeat(2, 1), first.share.repeat(2, 1))
+            tables = build(piece, given_part, index_part, share_part, closed).started_at(first)
             if job not in finished:
                 own = dataclasses.replace(rules, seed=seed + restart * 0x51ED2701)
                 run = Run(tables, own, _target(piece, given_part, target_gap), partial.get(job))

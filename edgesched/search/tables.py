@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from edgesched.objective import loads, step_service_times
+from edgesched.objective import loads, step_indices, step_service_times
 from edgesched.search.exact import quality_by_step
 from edgesched.search.general import Server
-from edgesched.types import Scenario
+from edgesched.types import Plan, Scenario
 
 _GAIN_RANGE = 1 << 24
 _COST_RANGE = 1 << 29
@@ -19,6 +19,15 @@ _MASK_RANGE = 1 << 30
 FINE_UNITS = 1024
 # Dealing slices out for every proposal takes as many rounds; beyond this, units are annealed.
 _DEALT_UNITS = 16
+
+
+@dataclass(frozen=True)
+class Start:
+    """A plan as the first chain's starting point: models of the pieces, step indices and units, rows before (B,)."""
+
+    a: Tensor | None
+    k: Tensor
+    u: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,29 @@ class Tables:
     units: int | None
     server: Server
     separable: bool
+    start: Start | None = None
+
+    def started_at(self, plan: Plan | None) -> Tables:
+        """The same tables with a starting point, as near to a plan of B scenarios as pieces and units allow."""
+        if plan is None:
+            return self
+        m = self.scenario.shape[2]
+        a = u = None
+        if self.given is None:
+            left, chosen = plan.assignment.double().clone(), []
+            for size in self.pieces:
+                most = left.argmax(-1)
+                chosen.append(most)
+                left -= size * torch.nn.functional.one_hot(most, m)
+            a = torch.stack(chosen, -1).flatten(1).T.to(torch.int32)
+        k = step_indices(self.scenario, plan.steps).T.to(torch.int32)
+        if self.units is not None:
+            wish = plan.share.double().T * self.units
+            u = wish.floor().to(torch.int32)
+            spare = (wish.sum(0).clamp(max=self.units).round().to(torch.int32) - u.sum(0)).clamp(min=0)
+            order = (wish - u).argsort(0, descending=True).argsort(0)
+            u = u + (order < spare).to(torch.int32)
+        return replace(self, start=Start(a, k, u))
 
 
 def piece_sizes(categories: int, separable: bool) -> list[float]:

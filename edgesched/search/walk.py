@@ -114,6 +114,11 @@ class Walk:
         self.u: Tensor | None = None
         if t.units is not None:
             self.u = self._start_units()
+        if t.start is not None:
+            state = (self.a, self.k if t.steps is None else None, self.u)
+            for mine, at in zip(state, (t.start.a, t.start.k, t.start.u), strict=True):
+                if mine is not None and at is not None:
+                    mine[..., 0] = at
         self.refresh()
         self.settle()
 
