@@ -272,7 +272,7 @@ def convergence(histories: Mapping[str, np.ndarray], bound: float, exact: float 
         low = float(np.quantile(finite, 0.02))
         left.set_ylim(low - 0.1 * max(bound - low, 1e-6), bound + 0.15 * max(bound - low, 1e-6))
     right.set_yscale("log")
-    _plain_log(right.yaxis)
+    plain_log(right.yaxis)
     left.set_ylabel("best utility so far (points)")
     right.set_ylabel("upper bound − utility (points)")
     for ax in (left, right):
@@ -360,7 +360,7 @@ def front(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
         axes[0].errorbar(delay[:, 1], quality[:, 1], spread, color=COLOURS[i], marker=_MARKERS[i], markersize=5,
                          linewidth=1.3, elinewidth=0.8, capsize=2, label=name, alpha=0.9)  # fmt: skip
     axes[0].set_xscale("log")
-    _plain_log(axes[0].xaxis)
+    plain_log(axes[0].xaxis)
     axes[0].set_xlabel("response delay (s)")
     axes[0].set_ylabel("quality on held-out prompts (points)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
@@ -385,7 +385,7 @@ def service(latencies: Mapping[str, np.ndarray], times: np.ndarray, waiting: Map
         axes[1].plot(times, waiting[name], color=colour, linewidth=1.0)
     axes[0].set_xscale("log")
     axes[0].set_yscale("log")
-    _plain_log(axes[0].xaxis)
+    plain_log(axes[0].xaxis)
     axes[0].set_ylim(bottom=1e-3)
     axes[0].set_xlabel("latency (s)")
     axes[0].set_ylabel("share of requests that take longer")
@@ -417,7 +417,7 @@ def slots(demand: np.ndarray, left: Mapping[str, np.ndarray], steps: Mapping[str
     axes[1].yaxis.set_major_formatter("{x:g}")
     axes[1].set_ylabel("left over")
     axes[2].set_yscale("log")
-    _plain_log(axes[2].yaxis)
+    plain_log(axes[2].yaxis)
     axes[2].set_ylabel("mean steps")
     axes[2].set_xlabel("time (s)")
     figure.legend(*axes[1].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False, fontsize=8)
@@ -441,7 +441,7 @@ def measured(simulated: np.ndarray, found: np.ndarray, model: np.ndarray, models
     axes[0].plot(ends, ends, color=FAINT, linewidth=1.0)
     for axis, scale in ((axes[0].xaxis, axes[0].set_xscale), (axes[0].yaxis, axes[0].set_yscale)):
         scale("log")
-        _plain_log(axis)
+        plain_log(axis)
     axes[0].set_xlabel("simulated latency (s)")
     axes[0].set_ylabel("measured latency (s)")
     axes[0].legend(frameon=False, fontsize=8)
@@ -475,7 +475,7 @@ def comparison(table: Any) -> Figure:
     return figure
 
 
-def _plain_log(axis: Any) -> None:
+def plain_log(axis: Any) -> None:
     """A logarithmic axis with plain numbers at 1, 2 and 5 times powers of ten."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter("{x:g}")

@@ -90,7 +90,7 @@ def distance(best, utility):
 
 def ratios(quick, tell):
     """Speed of the annealing step, and of annealing against scipy."""
-    batch, chains, iterations = (8, 64, 50) if quick else (64, 1024, 500)
+    batch, chains, iterations = (8, 64, 50) if quick else (64, 1024, 3000)
     scenario = es.Scenario.random(batch, seed=1)
     given = drawn_assignment(scenario)
     speed = {}
@@ -326,21 +326,23 @@ def _curves(quick):
 
 def scaling(quick, tell):
     """Seconds a scenario as one size grows, the others at C = 16, M = 8, K = 50, batch 16, and the exponent of growth."""
-    grids = {"models": (3, 8, 32), "categories": (4, 16, 64), "steps": (10, 50, 200), "batch": (1, 64, 1024)}
+    grids = {"models": (3, 8, 32), "categories": (4, 16, 64), "steps": (10, 50, 200), "batch": (1, 64, 1024),
+             "chains": (32, 128, 512)}  # fmt: skip
     base = {"batch": 16, "categories": 16, "models": 8, "steps": 50}
     if quick:
         grids = {"models": (2, 4), "batch": (1, 4)}
         base = {"batch": 2, "categories": 4, "models": 3, "steps": 10}
     found = {}
     for axis, values in grids.items():
-        for name in ("coordinate", "solve", "anneal"):
+        for name in ("anneal",) if axis == "chains" else ("coordinate", "solve", "anneal"):
             points = []
             for value in values:
                 size = {**base, axis: value}
+                chains = size.pop("chains", 32)
                 scenario = es.Scenario.random(size.pop("batch"), **size, seed=2)
 
-                def work(name=name, scenario=scenario):
-                    return anneal(scenario, None, 32, 200) if name == "anneal" else ours(name, scenario, None)
+                def work(name=name, scenario=scenario, chains=chains):
+                    return anneal(scenario, None, chains, 200) if name == "anneal" else ours(name, scenario, None)
 
                 work()
                 runs = [timed(work)[1] for _ in range(1 if axis == "batch" else 2)]

