@@ -71,8 +71,10 @@ def growth(scaling):
     """One panel per size that grows."""
     figure = Figure(figsize=(3.2 * len(scaling), 3.2), layout="constrained")
     axes = figure.subplots(1, len(scaling), squeeze=False)[0]
+    names = list(dict.fromkeys(name for methods in scaling.values() for name in methods))
     for ax, (axis, methods) in zip(axes, scaling.items(), strict=True):
-        for i, (name, found) in enumerate(methods.items()):
+        for name, found in methods.items():
+            i = names.index(name)
             x, y = zip(*((value, 1e3 * seconds) for value, seconds in found["points"]), strict=True)
             label = f"{name} (exponent {found['exponent']:.2f})"
             ax.plot(x, y, marker=MARKERS[i], color=COLOURS[i], lw=1.4, label=label)
