@@ -32,7 +32,11 @@ class Measured:
         measured_s: Measured seconds from arrival to the finished image, shape (n,).
         simulated_s: Seconds by the simulator, same arrivals, shape (n,).
         predicted_s: Pollaczek and Khinchine's mean for every model, shape (M,), infinite where it is overloaded.
-        alone_s: Measured seconds an image with the whole machine, shape (M,).
+        alone_s: Seconds an image with the whole machine, measured beforehand, shape (M,).
+        inside_s: The same as it was during the service: seconds of the turns that made images, by image, shape (M,); what
+            was measured beforehand where a model served nothing.
+        resimulated_s: As ``simulated_s``, with ``inside_s`` for ``alone_s``: what is left is the error of the queues and
+            shares, without that of a machine that is slower or faster than it was beforehand.
         share: Planned shares, shape (M,).
         worked_s: Seconds that each model's turns took, idle ones included, shape (M,).
     """
@@ -42,6 +46,8 @@ class Measured:
     simulated_s: Tensor
     predicted_s: Tensor
     alone_s: Tensor
+    inside_s: Tensor
+    resimulated_s: Tensor
     share: Tensor
     worked_s: Tensor
 
@@ -49,26 +55,29 @@ class Measured:
         """Means in seconds, and relative errors in per cent of the mean over all requests.
 
         ``measured_vs_predicted_pct`` is against the theory, which knows only the rate of this stream;
-        ``measured_vs_simulated_pct`` against a simulation of the very arrivals.
+        ``measured_vs_simulated_pct`` against a simulation of the very arrivals, and ``measured_vs_resimulated_pct`` against
+        one with the seconds an image that were seen during the service.
         """
         count = torch.bincount(self.model, minlength=len(self.predicted_s)).double()
         used = count > 0
         predicted = float((count[used] * self.predicted_s[used]).sum() / count.sum())
         measured, simulated = float(self.measured_s.mean()), float(self.simulated_s.mean())
+        again = float(self.resimulated_s.mean())
         return {
             "measured_s": measured,
             "simulated_s": simulated,
             "predicted_s": predicted,
             "measured_vs_predicted_pct": 100 * abs(measured - predicted) / predicted,
             "measured_vs_simulated_pct": 100 * abs(measured - simulated) / simulated,
+            "measured_vs_resimulated_pct": 100 * abs(measured - again) / again,
         }
 
 
 def alone(models: Sequence[DiffusionModel], steps: Sequence[int], text: str, *, repeats: int = 15) -> Tensor:
     """Median seconds of one image by each model with the whole machine, shape (M,), after one image to warm up.
 
-    Measured as images are served: on a CPU with one thread, a denoising step of one model after a step of the next, so
-    that what one leaves in the caches is as in service, and the prompt encoded anew for every image.
+    Measured as images are served: on a CPU with one thread, a denoising step of one model after a step of the next and
+    every second turn idle, so that caches and clocks are as in service, and the prompt encoded anew for every image.
     """
     workers = [_Worker(model, int(k)) for model, k in zip(models, steps, strict=True)]
     seconds: list[list[float]] = [[] for _ in workers]
@@ -82,7 +91,9 @@ def alone(models: Sequence[DiffusionModel], steps: Sequence[int], text: str, *, 
                     if worker.has_work:
                         start = time.perf_counter()
                         worker.grant()
-                        spent[m] += time.perf_counter() - start
+                        took = time.perf_counter() - start
+                        spent[m] += took
+                        time.sleep(took)
             for mine, once in zip(seconds, spent, strict=True):
                 mine.append(once)
     finally:
@@ -132,21 +143,28 @@ def serve(
     whole = alone(list(models.values()), steps, texts[0][1])
     workers = [_Worker(each, k) for each, k in zip(models.values(), steps, strict=True)]
     try:
-        finish, worked = _run(workers, texts, arrival.tolist(), model.tolist(), share.tolist(), (whole / torch.tensor(steps)).tolist(), progress)  # fmt: skip
+        finish, worked, busy = _run(workers, texts, arrival.tolist(), model.tolist(), share.tolist(), (whole / torch.tensor(steps)).tolist(), progress)  # fmt: skip
     finally:
         for worker in workers:
             worker.stop()
-    simulated = torch.empty_like(arrival)
-    service = whole / share
-    for m in range(len(workers)):
+    count = torch.bincount(model, minlength=len(workers)).double()
+    inside = torch.where(count > 0, busy / count.clamp(min=1), whole)
+    gaps = max(len(arrival) - 1, 1) / len(arrival)  # n arrivals end n − 1 gaps
+    rate = gaps * count / arrival[-1].clamp(min=1e-9)
+    return Measured(
+        model, torch.tensor(finish) - arrival, _simulated(arrival, model, whole / share),
+        pollaczek_khinchine(rate, whole / share), whole, inside, _simulated(arrival, model, inside / share), share, worked,
+    )  # fmt: skip
+
+
+def _simulated(arrival: Tensor, model: Tensor, service: Tensor) -> Tensor:
+    """Latencies of a stream dealt to models, first come, first served."""
+    latency = torch.empty_like(arrival)
+    for m in range(len(service)):
         mine = model == m
         if bool(mine.any()):
-            simulated[mine] = (lindley(arrival, torch.where(mine, service[m], 0.0), mine) - arrival)[mine]
-    gaps = max(len(arrival) - 1, 1) / len(arrival)  # n arrivals end n − 1 gaps
-    rate = gaps * torch.bincount(model, minlength=len(workers)) / arrival[-1].clamp(min=1e-9)
-    return Measured(
-        model, torch.tensor(finish) - arrival, simulated, pollaczek_khinchine(rate, service), whole, share, worked
-    )
+            latency[mine] = (lindley(arrival, torch.where(mine, service[m], 0.0), mine) - arrival)[mine]
+    return latency
 
 
 def _texts(stream: RequestStream, prompts: PromptSet) -> list[tuple[str, str]]:
@@ -241,8 +259,8 @@ def _run(
     share: Sequence[float],
     turn_s: Sequence[float],
     progress: bool,
-) -> tuple[list[float], Tensor]:
-    """Serve in real time; when every request was done, and the seconds that every model's turns took."""
+) -> tuple[list[float], Tensor, Tensor]:
+    """Serve in real time; when every request was done, the seconds of every model's turns, and of those not idle."""
     bar = Progress(*Progress.get_default_columns(), disable=not progress)
     task = bar.add_task("Serving requests", total=len(arrival))
     bar.start()
@@ -251,7 +269,7 @@ def _run(
     rest = max(0.0, 1.0 - sum(share))
     if rest > 1e-9:  # what no model was given stays idle too
         passed.append(0.0)
-    worked = torch.zeros(len(workers), dtype=torch.float64)
+    worked, busy = torch.zeros(2, len(workers), dtype=torch.float64)
     admitted = done = 0
     begun = time.perf_counter()
     while done < len(arrival):
@@ -262,7 +280,8 @@ def _run(
             admitted += 1
         m = min(range(len(passed)), key=passed.__getitem__)
         start = time.perf_counter()
-        if m < len(workers) and workers[m].has_work:
+        working = m < len(workers) and workers[m].has_work
+        if working:
             found = workers[m].grant()
             if found is not None:
                 finish[found[0]] = found[1] - begun
@@ -274,5 +293,6 @@ def _run(
         passed[m] += spent / (share[m] if m < len(workers) else rest)
         if m < len(workers):
             worked[m] += spent
+            busy[m] += spent * working
     bar.stop()
-    return finish, worked
+    return finish, worked, busy
