@@ -1,5 +1,6 @@
 """A page opened in headless Chromium, at several widths, and looked over."""
 
+import functools
 import html
 import json
 import re
@@ -28,6 +29,26 @@ const look = frame => {
 window.onload = () => { for (const f of frames) found[f.width] = look(f);
   document.body.innerHTML = '<pre id="found"></pre>'; document.getElementById('found').textContent = JSON.stringify(found); };
 """
+
+
+@functools.cache
+def opens():
+    """Whether there is a Chromium here that starts."""
+    if CHROMIUM is None:
+        return False
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--dump-dom",
+        "about:blank",
+    ]
+    try:
+        return "<html>" in subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return False
 
 
 def look_over(page, folder, widths=(390, 1100)):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, look_over
+from browser import look_over, opens
 from test_configs import composed
 
 from edgesched.errors import ConfigError
@@ -117,7 +117,7 @@ def test_the_paper_experiment_leaves_what_it_promises(tmp_path, capsys):
     page = (tmp_path / "report.html").read_text()
     assert "Over optimal_step, annealing gains utility" in page
     assert "Over optimal_step, annealing gains utility" in capsys.readouterr().out
-    if CHROMIUM is not None:
+    if opens():
         found, console = look_over(tmp_path / "report.html", tmp_path)
         assert not console
         for width, seen in found.items():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, look_over
+from browser import look_over, opens
 
 from edgesched import figures, report
 from edgesched.errors import ConfigError
@@ -53,11 +53,13 @@ def test_tracker_finishes_also_on_failure_and_never_asks(tmp_path, monkeypatch):
         Tracker(tmp_path, {}, "t", mode="loud")
 
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.fixture
+def browser():
+    if not opens():
+        pytest.skip("no Chromium here that starts")
 
 
-@needs_browser
-def test_a_browser_finds_nothing_wrong_with_a_page_of_long_words_and_wide_tables(tmp_path):
+def test_a_browser_finds_nothing_wrong_with_a_page_of_long_words_and_wide_tables(tmp_path, browser):
     picture = figures.save(figures.methods_compared({"a": dict.fromkeys(("utility", "quality", "latency_s"), (1.0, 0.5, 2.0))}),
                            tmp_path / "f.png")  # fmt: skip
     (tmp_path / ".hydra").mkdir()
@@ -80,8 +82,7 @@ def test_a_browser_finds_nothing_wrong_with_a_page_of_long_words_and_wide_tables
         assert not seen["cut"]
 
 
-@needs_browser
-def test_the_browser_would_find_what_is_wrong(tmp_path):
+def test_the_browser_would_find_what_is_wrong(tmp_path, browser):
     page = tmp_path / "bad.html"
     page.write_text(
         "<!doctype html><body><img src='none.png' alt='gone'><p style='width:2000px'>wide</p>"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -92,6 +93,12 @@ def test_a_sweep_runs_side_by_side_and_is_the_same_sweep(launcher, tmp_path):
     jobs = ("search=relax", "seed=0,1", f"hydra/launcher={launcher}", *options)
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
     code, told = swept(*jobs, cwd=tmp_path, env=environment)
+    if (
+        launcher == "ray"
+        and code != 0
+        and re.search(r"timed out during startup|[Ff]ailed to (start|connect).*(GCS|raylet|node)", told)
+    ):
+        pytest.skip("Ray itself does not start here")
     assert code == 0, told[-3000:]
     assert len(finished(tmp_path)) == 2
     if launcher == "joblib":  # one after the other they are the same jobs, and finished
