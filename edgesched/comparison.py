@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgesched.errors import ConfigError
+from edgesched.sweep import SKIPPED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,7 +44,7 @@ class RunRecord:
 def read_runs(folders: Sequence[Path | str]) -> list[RunRecord]:
     """Every finished run below the given folders that compares methods.
 
-    Runs that were cut off, failed, or hold nothing to compare are counted in a warning.
+    Jobs of a sweep that were finished before count where they were run. Runs that were cut off, failed, or hold nothing to compare are counted in a warning.
 
     Raises:
         ConfigError: If a folder does not exist, or no run is left.
@@ -54,7 +55,7 @@ def read_runs(folders: Sequence[Path | str]) -> list[RunRecord]:
             raise ConfigError(f"{given}: no such folder")
         for hydra in sorted(given.rglob(".hydra")):
             folder = hydra.parent.resolve()
-            if folder in seen or not hydra.is_dir():
+            if folder in seen or not hydra.is_dir() or (folder / SKIPPED).exists():
                 continue
             seen.add(folder)
             try:

@@ -273,7 +273,7 @@ def _method_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[repo
     for name, m in metrics["methods"].items():
         r = m["replay"]
         interval = f"{report.show(r['utility_lo'])} to {report.show(r['utility_hi'])}"
-        rows.append([name, m["utility"], m["quality"], m["latency_s"], f"{100 * m['gap']:.2f} %", r["utility"], interval,
+        rows.append([name, m["utility"], m["quality"], m["latency_s"], f"{100 * m['gap']:z.2f} %", r["utility"], interval,
                      r["latency_s"], m["seconds"]])  # fmt: skip
     return columns, rows
 
@@ -395,7 +395,7 @@ def _schedule_report(
     ]
     lead = (
         f"On held-out prompts {ranked[0][0]} gives the highest utility ({ranked[0][1]['replay']['utility']:.3f} points). "
-        f"{best} stands {100 * own['gap']:.2f} % below the upper bound on every plan"
+        f"{best} stands {100 * own['gap']:z.2f} % below the upper bound on every plan"
         + (f" and ahead of {', '.join(beaten)}." if beaten else ".")
     )
     if "exact" in metrics["methods"] and best != "exact":

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-FINISHED, FAILED = "finished.json", "failed.json"
+FINISHED, FAILED, SKIPPED = "finished.json", "failed.json", "skipped.json"
 _OF_THE_PLACE = ("run_folder", "logger", "rerun")
 
 

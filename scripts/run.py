@@ -45,12 +45,13 @@ def main(cfg: DictConfig) -> float | None:
 def job(cfg: DictConfig) -> float | None:
     """One job of a sweep: not run again if it is finished, marked if it fails, and no obstacle to the others."""
     from edgesched.pipeline import run
-    from edgesched.sweep import FAILED, FINISHED, earlier, job_digest, mark
+    from edgesched.sweep import FAILED, FINISHED, SKIPPED, earlier, job_digest, mark
 
     folder = Path(cfg.run_folder)
     digest = job_digest(cfg)
     found = None if cfg.rerun else earlier(folder, digest)
     if found is not None:
+        mark(folder, SKIPPED, {"digest": digest, "finished_in": os.path.relpath(found[0], folder), "value": found[1]})
         print(f"Finished before, not run again: {os.path.relpath(found[0])} (rerun=true runs it)", flush=True)
         return found[1]
     try:

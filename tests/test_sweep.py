@@ -74,6 +74,9 @@ def test_a_killed_sweep_goes_on_and_a_failed_job_stops_no_other(tmp_path):
 
     done = compared("outputs/plan", "--out", "both", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    folders, skipped = (len(list(tmp_path.glob(f"outputs/plan/*/*/{name}"))) for name in (".hydra", "skipped.json"))
+    left_out = folders - skipped - 4
+    assert (f"{left_out} runs are unfinished" in done.stderr) == (left_out > 0)
     assert "search=relax" in done.stdout
     assert "search=coordinate" in done.stdout
     assert (tmp_path / "both/comparison.png").stat().st_size > 5000
