@@ -109,10 +109,10 @@ class Probabilistic:
         m = scenario.shape[2]
         if not -m <= self.reference < m:
             raise PlanError(f"reference: {self.reference} is not the position of one of {m} models")
-        step = self._step(scenario)
+        step, device = self._step(scenario), scores.mean().device
 
         def below(cuts: Tensor) -> Tensor:
-            mass = scores.cdf(cuts[..., None, None, None])[..., self.reference, step]
+            mass = scores.cdf(cuts[..., None, None, None].to(device))[..., self.reference, step]
             return mass.to(scenario.demand).transpose(-1, -2)
 
         return below
