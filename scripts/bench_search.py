@@ -9,6 +9,8 @@ Sections (`--only ratios,joint,single,peers,scaling`):
 - single: es.solve on one scenario, warm, against the best that any method finds.
 - peers: every method and peer, joint and with the assignment given, with gaps to the proven optimum.
 - scaling: seconds a scenario as models, categories, step counts and batch grow.
+- many: on ``--device`` (a GPU if there is one), proposals a second as the number of chains grows, and 100,000 scenarios
+  (joint on a CPU: 4,096) of C = 4, M = 3, K = 50 annealed until every gap to the proven optimum is at most 0.1 %.
 
 Compilation is never counted. What a machine shared with others measures varies: ratios come from one run, in turn.
 """
@@ -37,7 +39,7 @@ from edgesched.bounds import regret
 
 CLOSE = 1e-3
 CONFIDENCE = 0.99
-SECTIONS = ("ratios", "joint", "single", "peers", "scaling")
+SECTIONS = ("ratios", "joint", "single", "peers", "scaling", "many")
 COMPILES = "compile" in inspect.signature(es.search.anneal).parameters
 
 
@@ -354,9 +356,45 @@ def scaling(quick, tell):
     return found
 
 
+def many(quick, tell, device):
+    """Speed and quality at sizes that fill a device."""
+    gpu = device.type == "cuda"
+    speed = {}
+    for batch in (8,) if quick else (64, 1024, 8192) if gpu else (64, 256):
+        scenario = es.Scenario.random(batch, seed=1).to(device)
+        given, iterations = drawn_assignment(scenario), 48 if quick else 2000
+        anneal(scenario, given, 1024, 48, compiled=True)
+        runs = [anneal(scenario, given, 1024, iterations, seed=i, compiled=True) for i in range(1 if quick else 3)]
+        speed[batch * 1024] = max(r.proposals / r.elapsed_s for r in runs)
+        tell(f"{batch * 1024} chains: {speed[batch * 1024]:.3g} proposals/s")
+    found = {}
+    for problem, size in (("given", 100_000), ("joint", 100_000 if gpu else 4096)):
+        scenario = es.Scenario.random(64 if quick else size).to(device)
+        given = drawn_assignment(scenario) if problem == "given" else None
+        proof, proving = timed(lambda s=scenario, g=given: es.search.branch(s, assignment=g, nodes=64))
+        rows = []
+        for chains, iterations in ((8, 100), (16, 200), (32, 400), (64, 1600), (128, 3200)):
+            anneal(scenario[:64], None if given is None else given[:64], chains, iterations)
+            result = anneal(scenario, given, chains, iterations)
+            lost = distance(proof.utility, result.utility)
+            rows.append({"chains": chains, "iterations": iterations, "seconds": result.elapsed_s,
+                         "gap_worst": float(lost.max()), "gap_median": float(lost.median()),
+                         "within_0.1_percent": float((lost <= CLOSE).double().mean())})  # fmt: skip
+            tell(f"{problem}, {len(scenario)} scenarios, {chains} chains × {iterations}: {result.elapsed_s:.2f} s, "
+                 f"worst gap {float(lost.max()):.1e}")  # fmt: skip
+            if quick or rows[-1]["gap_worst"] <= CLOSE:
+                break
+        found[problem] = {
+            "scenarios": len(scenario),
+            "annealing": rows,
+            "branch": {"seconds": proving, "proven_gap_worst": float(proof.gap.max())},
+        }
+    return {"device": torch.cuda.get_device_name(device) if gpu else "CPU", "proposals_per_s": speed, **found}
+
+
 def show(console, results):
     """Print what was measured."""
-    for name in ("ratios", "joint", "single"):
+    for name in ("ratios", "joint", "single", "many"):
         if name in results:
             console.print(f"[bold]{name}[/bold]")
             console.print_json(json.dumps(results[name]))
@@ -397,22 +435,29 @@ def main():
     parser.add_argument("--json", type=Path, help="file for what was measured")
     parser.add_argument("--figures", type=Path, help="folder for figures (PNG and SVG)")
     parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--device", help="device of the section many, as torch names it; a GPU if there is one")
     options = parser.parse_args()
+    try:
+        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as exc:
+        parser.error(f"--device: {options.device!r} cannot be used here ({str(exc).splitlines()[0]})")
     wanted = options.only.split(",")
     for name in wanted:
         if name not in SECTIONS:
             parser.error(f"--only: {name!r} is not one of {', '.join(SECTIONS)}")
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = {"name": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+    machine = {"name": platform.processor() or platform.machine(), "cores": os.cpu_count(),
               "threads": torch.get_num_threads(), "torch": torch.__version__}  # fmt: skip
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():
         names = [line.split(":")[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
-        device["name"] = names[0] if names else device["name"]
-    results = {"device": device, "quick": options.quick}
+        machine["name"] = names[0] if names else machine["name"]
+    results = {"device": machine, "quick": options.quick}
     console = Console() if Console().is_terminal else Console(width=160)
-    work = {"ratios": ratios, "joint": joint, "single": single, "peers": compare, "scaling": scaling}
+    work = {"ratios": ratios, "joint": joint, "single": single, "peers": compare, "scaling": scaling,
+            "many": lambda quick, tell: many(quick, tell, device)}  # fmt: skip
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("sections", total=len(wanted))
         for name in wanted:

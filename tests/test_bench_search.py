@@ -29,6 +29,9 @@ def test_quick_benchmark_writes_its_keys_and_figures(tmp_path):
                        "dual_annealing", "simanneal", "numba_loop", "integer_program"):  # fmt: skip
             assert rows[problem, method]["gap_median"] >= 0
     assert rows["joint", "exact"]["gap_worst"] < 1e-6
+    for problem in ("given", "joint"):
+        assert found["many"][problem]["annealing"][0]["within_0.1_percent"] > 0.2
+    assert found["many"]["device"] == "CPU"
     assert {p.name for p in (tmp_path / "figures").iterdir()} == {
         f"{name}.{kind}" for name in ("gap_against_time", "scaling") for kind in ("png", "svg")
     }
@@ -40,3 +43,11 @@ def test_unknown_section_is_refused(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "'everything' is not one of" in done.stderr
+
+
+def test_a_device_that_is_not_here_is_refused(tmp_path):
+    pytest.importorskip("simanneal")
+    command = [sys.executable, str(SCRIPT), "--device", "nowhere"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "--device: 'nowhere' cannot be used here" in done.stderr

@@ -56,6 +56,8 @@ def certified(
     The bound is on what could be chosen: on plans with the given assignment if there is one. A method that
     has proven a tighter one gives its own.
     """
+    if scenario.device.type == "cuda":  # work that was only queued has not been done
+        torch.cuda.synchronize(scenario.device)
     elapsed = time.perf_counter() - started
     outcome = evaluate(scenario, plan)
     if bound is None:
