@@ -46,7 +46,7 @@ def difficulty(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     tracker.score_table(table)
     prompts = build(cfg.prompts, "prompts")
     embedding = build(cfg.difficulty.embedding, "difficulty.embedding")
-    embeddings: dict[str, Tensor] = dict(zip(prompts.ids, embedding.embed_texts(prompts.texts), strict=True))
+    embeddings: dict[str, Tensor] = dict(zip(prompts.ids, embedding.embed_texts(prompts.texts).cpu(), strict=True))
     fit_half, held = table.split()
     fitted = fit_difficulty(fit_half, embeddings)
     predicted = predict_offsets(fitted.model, held, embeddings)

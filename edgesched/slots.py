@@ -122,7 +122,7 @@ def plan_slot(
     """
     warm = {}
     if before is not None and "start" in inspect.signature(search).parameters:
-        warm = {"start": before}
+        warm = {"start": before.to(scenario.device)}
     demand = expected.to(scenario.demand)[None]
     least = (
         step_service_times(scenario)[0]
@@ -155,7 +155,7 @@ def run_slots(
 
     Args:
         stream: One replica.
-        scenario: One scenario; its demand is replaced by the forecast.
+        scenario: One scenario, on the device to plan on; its demand is replaced by the forecast.
         search: Search method.
         slot_s: Length of a slot in seconds.
         how: Forecast, as in :func:`forecast`.
@@ -166,6 +166,7 @@ def run_slots(
     Raises:
         RequestError: If an argument is out of its range, or requests pile up for ever.
     """
+    stream, server = stream.to("cpu"), scenario.to("cpu")
     demand = demand_of_slots(stream, slot_s)
     expected = forecast(demand, how, ewma=ewma)
     came, category = stream.arrival_s[0].numpy(), stream.category[0].numpy()
@@ -188,7 +189,8 @@ def run_slots(
         begun = time.perf_counter()
         if plan is None or how != "once":
             waiting = torch.bincount(torch.tensor(category[pending]), minlength=categories).double()
-            plan = plan_slot(scenario, (expected[k] if k < len(demand) else quiet) + waiting, slot_s, search, plan)
+            wanted = (expected[k] if k < len(demand) else quiet) + waiting
+            plan = plan_slot(scenario, wanted, slot_s, search, plan).to("cpu")
         planning_s += time.perf_counter() - begun
         plans.append(plan)
         share = plan.share[0].double().numpy()
@@ -196,8 +198,8 @@ def run_slots(
         if stranded.any():
             part = min(_MOST_TO_BACKLOG, stranded.sum() / slot_s)
             share = share * (1 - part) + part * stranded / stranded.sum()
-        seconds = service_times(scenario, plan.steps)[0].double().numpy()
-        index = step_indices(scenario, plan.steps)[0].numpy()
+        seconds = service_times(server, plan.steps)[0].double().numpy()
+        index = step_indices(server, plan.steps)[0].numpy()
         here = np.concatenate([pending, np.arange(edges[k], edges[k + 1])]) if k < len(demand) else pending
         again: list[np.ndarray] = []
         chosen = _routed(here, category, plan.assignment, stream.categories, routing, seed + k)

@@ -384,7 +384,9 @@ class Plan:
         return Plan(self.assignment[index], self.steps[index], self.share[index])
 
     def to(self, device: torch.device | str) -> Plan:
-        """The same plan on another device."""
+        """The same plan on another device; itself if it is there."""
+        if torch.device(device) == self.share.device:
+            return self
         return Plan(self.assignment.to(device), self.steps.to(device), self.share.to(device))
 
 

@@ -16,7 +16,7 @@ from second_device import NAME, Elsewhere, SecondDevice
 from torch import Tensor
 
 import edgesched as es
-from edgesched import assign, objective, queueing, requests
+from edgesched import assign, objective, queueing, requests, slots
 from edgesched.bounds import regret
 from edgesched.errors import SearchError
 
@@ -173,3 +173,19 @@ def test_simulation(discipline, routing):
         away = work(stream.to(NAME), scenario.to(NAME))
     for one, other in zip(here, away, strict=True):
         assert_same(one, other)
+
+
+def test_slots_are_planned_on_the_scenarios_device():
+    stream = requests.poisson([0.2, 0.2, 0.2], ["a", "b", "c"], requests=40, seed=0)
+    scenario = problem("slot")[:1]
+    seen = []
+
+    def search(scenario: es.Scenario, start: es.Plan | None = None) -> es.SearchResult:
+        seen.append(scenario.device.type)
+        return es.search.anneal(scenario, start=start, chains=2, iterations=20, compile=False)
+
+    here = slots.run_slots(stream, scenario, search, slot_s=30.0)
+    with SecondDevice():
+        away = slots.run_slots(stream.to(NAME), scenario.to(NAME), search, slot_s=30.0)
+    torch.testing.assert_close(away.latency_s, here.latency_s)
+    assert set(seen) == {"cpu", NAME}
