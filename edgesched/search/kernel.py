@@ -19,7 +19,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -172,14 +172,21 @@ def compiler() -> bool:
     return False
 
 
+#: Indices are in range by construction, so that Inductor's checks of them are left out; a kernel of many moves has to
+#: become one loop, however long; and on a GPU no product and sum are contracted, no division approximated.
+COMPILER_OPTIONS: dict[str, Any] = {
+    "assert_indirect_indexing": False,
+    "max_fusion_size": 4096,
+    "emulate_precision_casts": True,
+    "eager_numerics.division_rounding": True,
+    "eager_numerics.disable_ftz": True,
+}
+
+
 @functools.cache
 def compiled(function: F) -> F:
-    """A kernel of this package compiled for every shape; Inductor keeps its code on disk between processes.
-
-    Indices are in range by construction, so that Inductor's checks of them are left out; a kernel
-    of many moves has to become one loop, however long.
-    """
-    return torch.compile(function, dynamic=True, options={"assert_indirect_indexing": False, "max_fusion_size": 4096})  # type: ignore[return-value]
+    """A kernel of this package compiled for every shape; Inductor keeps its code on disk between processes."""
+    return torch.compile(function, dynamic=True, options=COMPILER_OPTIONS)  # type: ignore[return-value]
 
 
 @contextmanager
