@@ -75,6 +75,8 @@ class SecondDevice(TorchDispatchMode):
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    if func is torch.ops.aten._has_compatible_shallow_copy_type.default:  # asked when a module's weights move
+        return False
     flat, spec = tree_flatten((args, kwargs))
     here = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, Elsewhere) and x.dim() > 0]
     away = [x for x in flat if isinstance(x, Elsewhere)]

@@ -1,4 +1,4 @@
-"""What plans and simulates runs on another device than the CPU, with the same results, and never mixes two.
+"""What generates, plans and simulates runs on another device than the CPU, with the same results, and never mixes two.
 
 Run by ``test_devices.py`` in a process of its own: the device has to be registered before the first gradient is taken,
 and other tests should not see it.
@@ -10,6 +10,7 @@ import dataclasses
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from second_device import NAME, Elsewhere, SecondDevice
@@ -19,6 +20,8 @@ import edgesched as es
 from edgesched import assign, objective, queueing, requests, slots
 from edgesched.bounds import regret
 from edgesched.errors import SearchError
+from edgesched.generate import DiffusionModel
+from edgesched.score import CLIPScore
 
 PROBLEMS = ("slot", "queue", "slices", "memory", "deadline", "queue and slices")
 
@@ -189,3 +192,19 @@ def test_slots_are_planned_on_the_scenarios_device():
         away = slots.run_slots(stream.to(NAME), scenario.to(NAME), search, slot_s=30.0)
     torch.testing.assert_close(away.latency_s, here.latency_s)
     assert set(seen) == {"cpu", NAME}
+
+
+def test_images_and_scores_are_made_on_the_device_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+    texts, seeds = ["a red circle", "two blue squares on a green background"], [1, 2]
+    model = {"path": "package:micro/weights/micro_small", "resolution": 64, "guidance_scale": 2.0}
+    here = DiffusionModel(**model).generate(texts, 2, seeds)
+    scores = CLIPScore("package:micro/weights/judge").score(here, texts)
+    with SecondDevice():
+        away = DiffusionModel(**model, device=NAME).generate(texts, 2, seeds)
+        judge = CLIPScore("package:micro/weights/judge", device=NAME)
+        assert judge.embed_texts(texts).device.type == NAME
+        again = judge.score(away, texts)
+    np.testing.assert_array_equal(away, here)
+    assert type(again) is Tensor
+    torch.testing.assert_close(again, scores)
