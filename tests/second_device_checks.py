@@ -203,8 +203,8 @@ def test_images_and_scores_are_made_on_the_device_asked_for(monkeypatch):
     with SecondDevice():
         away = DiffusionModel(**model, device=NAME).generate(texts, 2, seeds)
         judge = CLIPScore("package:micro/weights/judge", device=NAME)
-        assert judge.embed_texts(texts).device.type == NAME
         again = judge.score(away, texts)
+        assert judge.embed_texts(texts).device.type == NAME
     np.testing.assert_array_equal(away, here)
     assert type(again) is Tensor
     torch.testing.assert_close(again, scores)
