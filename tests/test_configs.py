@@ -149,28 +149,53 @@ def test_train_micro_runs_resumes_and_saves_folders_that_load(tmp_path):
     assert again.returncode == 0, again.stderr
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("data.path=none",), "error: none: no such score table"),
-        (("worklod.latency_weight=1",), "error: worklod: unknown key; did you mean 'workload'?"),
-        (("workload.latency_weight=-1",), "error: latency_weight"),
-        (("workload.latency=fast",), "'fast' is not one of slot, queue"),
-        (("task=edgesched.pipeline.nothing",), "cannot be located"),
-        (("logger.mode=loud",), "'loud' is not one of"),
-        (("workload.latncy=slot",), "error: workload.latncy: unknown key; did you mean 'latency'?"),
-        (("+experiment=plan", "search=aneal"), "Could not find 'search/aneal'"),
-        (("+experiment=plan", "search=equal_allocation"), "needs an assignment"),
-        (
-            ("+experiment=simulate", "workload=trace"),
-            "error: workload.path: has no value; give one, as workload.path=...",
-        ),
-        (("+experiment=campaign", "model=[sd15,sdxl]"), "the hub cannot be reached; download it"),
-    ],
-)
-def test_mistakes_end_in_one_line(tmp_path, options, message):
-    done = run(*options, cwd=tmp_path)
-    assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1 or "is left out" in done.stdout + done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+MISTAKES = [
+    (("worklod.latency_weight=1",), "error: worklod: unknown key; did you mean 'workload'?"),
+    (("workload.latency_weight=-1",), "error: latency_weight"),
+    (("workload.latency=fast",), "'fast' is not one of slot, queue"),
+    (("task=edgesched.pipeline.nothing",), "cannot be located"),
+    (("logger.mode=loud",), "'loud' is not one of"),
+    (("workload.latncy=slot",), "error: workload.latncy: unknown key; did you mean 'latency'?"),
+    (("+experiment=plan", "search=aneal"), "Could not find 'search/aneal'"),
+    (("+experiment=plan", "search=equal_allocation"), "needs an assignment"),
+    (("+experiment=simulate", "workload=trace"), "error: workload.path: has no value; give one, as workload.path=..."),
+    (("+experiment=campaign", "model=[sd15,sdxl]"), "the hub cannot be reached; download it"),
+]
+#: Runs the script several times in one process, which imports everything once.
+SEVERAL = """
+import contextlib, io, json, runpy, sys
+script, commands = sys.argv[1], json.loads(sys.argv[2])
+for command in commands:
+    sys.argv = [script, *command]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as exc:
+            code = exc.code if isinstance(exc.code, int) else 1
+            err.write("" if isinstance(exc.code, int) else f"{exc.code}\\n")
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+def refused(code, out, err, message):
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1 or "is left out" in out + err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_mistakes_end_in_one_line(tmp_path):
+    commands = json.dumps([options for options, _ in MISTAKES])
+    done = subprocess.run([sys.executable, "-c", SEVERAL, str(ROOT / "scripts/run.py"), commands], cwd=tmp_path,
+                          capture_output=True, text=True, timeout=280)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(MISTAKES)
+    for (_, message), (code, out, err) in zip(MISTAKES, answers, strict=True):
+        refused(code, out, err, message)
+
+
+def test_a_mistake_ends_the_process_in_one_line(tmp_path):
+    done = run("data.path=none", cwd=tmp_path)
+    refused(done.returncode, done.stdout, done.stderr, "error: none: no such score table")
