@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "second"
@@ -77,9 +76,28 @@ class SecondDevice(TorchDispatchMode):
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if func is torch.ops.aten._has_compatible_shallow_copy_type.default:  # asked when a module's weights move
         return False
-    flat, spec = tree_flatten((args, kwargs))
-    here = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, Elsewhere) and x.dim() > 0]
-    away = [x for x in flat if isinstance(x, Elsewhere)]
+    here: list[Tensor] = []
+    away: list[Elsewhere] = []
+    asked: list[torch.device] = []
+
+    def inside(x: Any) -> Any:
+        """The same argument on the CPU."""
+        if isinstance(x, Elsewhere):
+            away.append(x)
+            return x.inner
+        if isinstance(x, Tensor):
+            if x.dim() > 0:
+                here.append(x)
+            return x
+        if isinstance(x, torch.device):
+            asked.append(x)
+            return torch.device("cpu")
+        if isinstance(x, (list, tuple)):
+            return type(x)([inside(y) for y in x])
+        return x
+
+    inner_args = [inside(x) for x in args]
+    inner_kwargs = {name: inside(x) for name, x in kwargs.items()}
     if func in _INDEXED:
         mixed = bool(away) and not isinstance(args[0], Elsewhere)
     elif func in _INDEXED_PUT:
@@ -89,22 +107,18 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if mixed:
         shapes = [tuple(x.shape) for x in here]
         raise RuntimeError(f"Expected all tensors to be on the same device, but {func} got {shapes} on the CPU")
-    asked = next((x for x in flat if isinstance(x, torch.device)), None)
-    inside = [
-        x.inner if isinstance(x, Elsewhere) else torch.device("cpu") if isinstance(x, torch.device) else x for x in flat
-    ]
-    inner_args, inner_kwargs = tree_unflatten(inside, spec)
     found = func(*inner_args, **inner_kwargs)
-    to_second = bool(away) if asked is None else asked.type == NAME
-    known = {id(x.inner): x for x in away}
     if func is torch.ops.aten.copy_.default:
         return args[0]
+    to_second = asked[0].type == NAME if asked else bool(away)
+    known = {id(x.inner): x for x in away}
 
-    def wrapped(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        if to_second:
-            return known[id(x)] if id(x) in known else Elsewhere(x)
-        return x.clone() if id(x) in known else x
+    def outside(x: Any) -> Any:
+        """The same result where it belongs; an argument changed in place is that argument."""
+        if isinstance(x, Tensor):
+            if to_second:
+                return known[id(x)] if id(x) in known else Elsewhere(x)
+            return x.clone() if id(x) in known else x
+        return type(x)([outside(y) for y in x]) if isinstance(x, (list, tuple)) else x
 
-    return tree_map(wrapped, found)
+    return outside(found)
