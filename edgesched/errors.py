@@ -22,7 +22,11 @@ class PromptError(EdgeschedError, ValueError):
 
 
 class SearchError(EdgeschedError, ValueError):
-    """A search method was given an argument or a problem that it cannot handle."""
+    """A search method cannot solve this problem; another method may."""
+
+
+class ArgumentError(EdgeschedError, ValueError):
+    """An argument is out of its range, or of the wrong kind: the call is wrong, whatever the problem."""
 
 
 class ConfigError(EdgeschedError, ValueError):
