@@ -33,6 +33,8 @@ __all__ = ["Progress", "anneal"]
 
 SHARE_MODES = ("closed_form", "annealed")
 _NUMBERS_AT_ONCE = 32_000_000
+_NUMBERS_A_CELL = 10  # of the tables while they are made
+_SHARE_OF_GPU = 64
 _SAVE_SECONDS = 10.0
 # Proposals that repay compilation, measured on two cores of an EPYC with an empty cache: 18-32 s against 11 ns saved
 # a proposal (assignment given), 7-12 s against 29 ns (joint), 25-45 s against 120-170 ns (queues and limits).
@@ -136,15 +138,17 @@ def anneal(
     use = use and (scenario.device.type != "cpu" or kernel.compiler())
     rules = Rules(chains, iterations, seed, cooling, schedule, tempering, patience, use)
     saved: dict[str, Any] = {"finished": {}, "partial": {}}
+    rows = m if given is not None else c * len(piece_sizes(c, True))
+    cells = (c if given is not None else rows) * m * k
+    numbers = max(chains, 2) * 6 * (rows + m) + _NUMBERS_A_CELL * cells
+    at_once = max(1, _numbers_at_once(scenario.device) // numbers)
     path = None if checkpoint is None else Path(checkpoint)
     problem = ""
     if path is not None:
         kept = dataclasses.replace(rules, compile=False)
         known = [given, index, share, *(() if start is None else (start.assignment, start.steps, start.share))]
-        problem = checkpoints.fingerprint(scenario, known, f"{kept} {closed} {restarts} {target_gap}")
+        problem = checkpoints.fingerprint(scenario, known, f"{kept} {closed} {restarts} {target_gap} {at_once}")
         saved = checkpoints.load(path, problem, scenario.device) or saved
-    rows = m if given is not None else c * len(piece_sizes(c, True))
-    at_once = max(1, _NUMBERS_AT_ONCE // (max(chains, 2) * 6 * (rows + m)))
     jobs = [(slice(i, min(i + at_once, b)), r) for i in range(0, b, at_once) for r in range(restarts)]
     finished: dict[int, dict[str, Any]] = saved["finished"]
     partial: dict[int, dict[str, Tensor]] = saved["partial"]
@@ -215,6 +219,17 @@ def anneal(
     length = max(len(h) for h in histories)
     history = torch.cat([torch.cat([h, h[-1:].expand(length - len(h), -1)]) for h in histories], 1)
     return certified("anneal", scenario, given, plan, started, proposals, history)
+
+
+def _numbers_at_once(device: torch.device) -> int:
+    """Numbers of four bytes that a chunk may hold: what a CPU's caches and memory bear, or a part of a GPU's memory.
+
+    A GPU wants millions of chains a launch; above 2³¹ the kernels' 32-bit indices would overflow.
+    """
+    if device.type != "cuda":
+        return _NUMBERS_AT_ONCE
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return min(2**31 - 1, max(_NUMBERS_AT_ONCE, memory // _SHARE_OF_GPU))
 
 
 def _worth_compiling(scenario: Scenario, proposals: int, given: bool, closed: bool) -> bool:
