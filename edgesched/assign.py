@@ -98,7 +98,7 @@ class Probabilistic:
         if len(self.thresholds) != m - 1:
             raise PlanError(f"thresholds: expected {m - 1} for {m} models, got {len(self.thresholds)}")
         cuts = torch.tensor(list(self.thresholds), dtype=scenario.demand.dtype, device=scenario.device)
-        if bool((cuts.diff() < 0).any()):
+        if not bool((cuts.diff() >= 0).all()) or bool(cuts.isnan().any()):
             raise PlanError(f"thresholds: expected increasing values, got {list(self.thresholds)}")
         return cuts.expand(len(scenario), m - 1)
 

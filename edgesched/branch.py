@@ -10,17 +10,17 @@ it, with assignment and shares solved exactly (:func:`value`).
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from edgesched.dual import minimise, price
-from edgesched.objective import loads, step_service_times
+from edgesched.dual import minimise, price, without_dead
+from edgesched.objective import loads, quality_by_step, step_service_times
 from edgesched.types import Scenario
 
-_MASKED = -1e15
 _CELLS_AT_ONCE = 500_000
 #: Nodes opened per round and scenario. Fixed, so that a scenario's result does not depend on its batch.
 _WIDTH = 8
@@ -33,7 +33,7 @@ class Concave:
     """Problems whose optimum is found over step counts alone, assignment and shares following.
 
     Args:
-        quality: Q with −inf replaced by a large loss, shape (R, C, M, K).
+        quality: Q, −inf where masked and 0 for categories without demand, shape (R, C, M, K).
         cost: √t (slot) or t (queue), shape (R, M, K).
         demand: n, shape (R, C).
         weight: ω, shape (R,).
@@ -53,15 +53,13 @@ class Concave:
         demand = scenario.demand.double()
         service = step_service_times(scenario).double()
         if assignment is not None:
-            weight = demand[..., None] * assignment.double()
-            used = (weight > 0)[..., None]
-            gain = torch.where(used, weight[..., None] * torch.where(used, quality, 0.0), 0.0).sum(1)
+            gain = quality_by_step(scenario, assignment).double()
             demand = loads(scenario, assignment).double()
             mean = torch.where(demand[..., None] > 0, gain / demand.clamp(min=1e-300)[..., None], 0.0)
             own = torch.eye(demand.shape[1], dtype=torch.bool, device=scenario.device)[None, :, :, None]
             quality = torch.where(own, mean[:, :, None], -torch.inf)
         cost = service.sqrt() if scenario.latency == "slot" else service
-        return cls(quality.clamp(min=_MASKED), cost, demand, scenario.latency_weight.double(), scenario.latency)
+        return cls(_demanded(quality, demand), cost, demand, scenario.latency_weight.double(), scenario.latency)
 
     def __len__(self) -> int:
         return self.quality.shape[0]
@@ -70,10 +68,20 @@ class Concave:
         """Some of the problems, possibly several times over."""
         return Concave(self.quality[rows], self.cost[rows], self.demand[rows], self.weight[rows], self.latency)
 
+    def without(self, barred: Tensor) -> Concave:
+        """The same problems without some options, a boolean that broadcasts to (R, C, M, K)."""
+        quality = _demanded(self.quality.masked_fill(barred, -torch.inf), self.demand)
+        return dataclasses.replace(self, quality=quality)
+
     @property
     def cells(self) -> int:
         """Numbers in the quality of one problem."""
         return self.quality[0].numel()
+
+
+def _demanded(quality: Tensor, demand: Tensor) -> Tensor:
+    """Q (R, C, M, K) with 0 for categories without demand, which may choose anything."""
+    return torch.where((demand > 0)[..., None, None], quality, torch.zeros_like(quality))
 
 
 def value(problem: Concave, index: Tensor, start: Tensor, evaluations: int = 60) -> tuple[Tensor, Tensor]:
@@ -99,14 +107,19 @@ def value(problem: Concave, index: Tensor, start: Tensor, evaluations: int = 60)
 def fixed_value(
     quality: Tensor, cost: Tensor, demand: Tensor, weight: Tensor, start: Tensor, evaluations: int = 60
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`value` for Q (..., C, M), √t (..., M), n (..., C) and ω (...); also the choices left and right."""
+    """:func:`value` for Q (..., C, M), √t (..., M), n (..., C) and ω (...); also the choices left and right.
+
+    −inf where a category with demand may not run any model at its step count.
+    """
+    quality, dead = without_dead(quality, demand)
 
     def choose(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         net, choice = torch.addcmul(quality, -y[..., None, None], cost[..., None, :]).max(-1)
         b = (demand * cost.gather(-1, choice)).sum(-1)
         return (demand * net).sum(-1) + y * b, b, choice
 
-    return minimise(choose, "slot", weight, start, evaluations=evaluations)
+    found, x, left, right = minimise(choose, "slot", weight, start, evaluations=evaluations)
+    return found.masked_fill(dead, -torch.inf), x, left, right
 
 
 @dataclass(frozen=True)
@@ -159,9 +172,11 @@ def _relaxed(problem: Concave, row: Tensor, low: Tensor, high: Tensor, start: Te
     _, c, m, k = problem.quality.shape
     options = torch.arange(k, device=low.device)
     outside = (options < low[..., None]) | (options > high[..., None])
-    quality = problem.quality.masked_fill(outside[:, None], 2 * _MASKED)
-    costs = problem.cost.flatten(1)
     demand = problem.demand
+    usual = problem.quality.masked_fill(outside[:, None] & (demand > 0)[..., None, None], -torch.inf)
+    flat, dead = without_dead(usual.flatten(2), demand)
+    quality = flat.reshape(usual.shape)
+    costs = problem.cost.flatten(1)
 
     def choose(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         net = torch.addcmul(quality, -y[:, None, None, None], problem.cost[:, None])
@@ -181,12 +196,16 @@ def _relaxed(problem: Concave, row: Tensor, low: Tensor, high: Tensor, start: Te
     y, _ = price(problem.latency, problem.weight, x)
     both = weight[..., :c] + weight[..., c:]
     net = torch.addcmul(quality, -y[:, None, None, None], problem.cost[:, None])
-    together = torch.einsum("pmc,pcmk->pmk", both, net)
-    alone = (both * net.amax(-1).transpose(1, 2)).sum(-1)
+    masked = torch.isneginf(net)
+    barred = torch.einsum("pmc,pcmk->pmk", (both > 0).to(net.dtype), masked.to(net.dtype)) > 0
+    together = torch.einsum("pmc,pcmk->pmk", both, net.masked_fill(masked, 0.0)).masked_fill(barred, -torch.inf)
+    most_alone = net.amax(-1).transpose(1, 2)
+    alone = torch.where(both > 0, both * most_alone, 0.0).sum(-1)
     most, common = together.max(-1)
     busy = used.any(-1)
     common = torch.where(busy, common, (low + high) // 2)
     loss = (alone - most).clamp(min=0) + 1e-12 * bound.abs()[:, None] * spread
+    bound = bound.masked_fill(dead, -torch.inf)
     model = torch.where(spread > 0, loss, -1.0).argmax(-1, keepdim=True)
     chosen = weight.gather(1, model[..., None].expand(-1, 1, 2 * c)).squeeze(1)
     mean = ((chosen * at).sum(-1) / chosen.sum(-1).clamp(min=1e-300)).long()

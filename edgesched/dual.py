@@ -23,6 +23,24 @@ _EVALUATIONS = 60
 _FULL = 1 - 1e-9
 
 
+def without_dead(gain: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gains that a maximum over choices can be taken of, and where there is none to take.
+
+    A group without weight chooses for nothing, and one with weight but no allowed choice makes its problem
+    infeasible, however little the weight: both get gains of 0, and the latter is told.
+
+    Args:
+        gain: Gains, −inf where a choice is masked, shape (..., G, choices).
+        weight: Weights of the groups, shape (..., G).
+
+    Returns:
+        Gains, shape (..., G, choices), every group with a finite one; whether a problem is infeasible, shape (...).
+    """
+    idle = weight <= 0
+    dead = ~idle & torch.isneginf(gain).all(-1)
+    return torch.where((idle | dead)[..., None], torch.zeros_like(gain), gain), dead.any(-1)
+
+
 def price(latency: str, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Price of load y(x) and constant h(x) for ω and x of one shape."""
     if latency == "slot":

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from edgesched.errors import PlanError
+from edgesched.feasible import in_time, memory_fits, net_utility, options_allowed, slices_whole
 from edgesched.types import Outcome, Plan, Scenario
 
 #: Newton steps, inner and outer: shares agree with 60 nested bisections to 1e-12 for loads from 1e-9 to 1 - 1e-6.
@@ -69,13 +70,22 @@ def _fits(scenario: Scenario, assignment: Tensor, steps: Tensor, share: Tensor |
             raise PlanError(f"{name}: the scenario needs shape {shape}, got {tuple(value.shape)}")
 
 
-def _weighted_quality(scenario: Scenario, assignment: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean quality and whether no request goes to a masked step count; ``chosen`` is Q at the steps, (B, C, M)."""
-    weight = scenario.demand[..., None] * assignment
-    masked = torch.isneginf(chosen)
-    allowed = ~(masked & (weight > 0)).flatten(1).any(-1)
-    total = (weight * torch.where(masked, torch.zeros_like(chosen), chosen)).sum((-2, -1))
-    return total / scenario.demand.sum(-1), allowed
+def at_steps(values: Tensor, index: Tensor) -> Tensor:
+    """Values (B, C, M, K) at positions of step counts (B, M), shape (B, C, M)."""
+    c = values.shape[1]
+    return values.gather(-1, index[:, None, :, None].expand(-1, c, -1, 1)).squeeze(-1)
+
+
+def unmasked(quality: Tensor) -> Tensor:
+    """Q with 0 in place of −inf, so that products with it and their gradients stay finite."""
+    return torch.where(torch.isneginf(quality), torch.zeros_like(quality), quality)
+
+
+def quality_by_step(scenario: Scenario, assignment: Tensor) -> Tensor:
+    """Σ_c n_c p_cm Q[c, m, k], −inf where a category with load may not run it, shape (B, M, K)."""
+    weight = (scenario.demand[..., None] * assignment)[..., None]
+    barred = ((weight > 0) & torch.isneginf(scenario.quality)).any(1)
+    return (weight * unmasked(scenario.quality)).sum(1).masked_fill(barred, -torch.inf)
 
 
 def total_delay(latency: str, load: Tensor, service: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,32 +149,21 @@ def evaluate(scenario: Scenario, plan: Plan) -> Outcome:
         tensor([23.4000], dtype=torch.float64)
     """
     _fits(scenario, plan.assignment, plan.steps, plan.share)
-    index = step_indices(scenario, plan.steps)
-    c = scenario.demand.shape[1]
-    chosen = scenario.quality.gather(-1, index[:, None, :, None].expand(-1, c, -1, 1)).squeeze(-1)
-    quality, feasible = _weighted_quality(scenario, plan.assignment, chosen)
+    chosen = at_steps(scenario.quality, step_indices(scenario, plan.steps))
+    weight = scenario.demand[..., None] * plan.assignment
+    total = scenario.demand.sum(-1)
+    quality = (weight * unmasked(chosen)).sum((-2, -1)) / total
     load = loads(scenario, plan.assignment)
     delay, stable = total_delay(scenario.latency, load, service_times(scenario, plan.steps), plan.share)
-    latency = delay / scenario.demand.sum(-1)
-    feasible = feasible & stable & constraints_hold(scenario, load, plan.share)
-    if scenario.deadline_s is not None:
-        feasible = feasible & (latency <= scenario.deadline_s * (1 + 1e-9))
-    finite = torch.where(stable, latency, torch.zeros_like(latency))
-    utility = quality - scenario.latency_weight * finite
-    utility = torch.where(feasible, utility, torch.full_like(utility, -torch.inf))
-    return Outcome(utility, quality, latency, feasible)
-
-
-def constraints_hold(scenario: Scenario, load: Tensor, share: Tensor) -> Tensor:
-    """Whether slices are whole and resident models fit into memory, shape (B,)."""
-    holds = torch.ones(load.shape[0], dtype=torch.bool, device=load.device)
-    if scenario.share_units is not None:
-        units = share * scenario.share_units
-        holds = holds & ((units - units.round()).abs() < 1e-5).all(-1)
-    if scenario.memory_gib is not None and scenario.memory_limit_gib is not None:
-        resident = torch.where(load > 0, scenario.memory_gib, torch.zeros_like(load)).sum(-1)
-        holds = holds & (resident <= scenario.memory_limit_gib * (1 + 1e-9))
-    return holds
+    latency = delay / total
+    feasible = (
+        options_allowed(chosen, weight)
+        & stable
+        & slices_whole(scenario, plan.share)
+        & memory_fits(scenario, load > 0)
+        & in_time(scenario, latency)
+    )
+    return Outcome(net_utility(quality, scenario.latency_weight, latency, feasible), quality, latency, feasible)
 
 
 def soft_utility(scenario: Scenario, assignment: Tensor, step_weights: Tensor, share: Tensor) -> Tensor:
@@ -189,15 +188,12 @@ def soft_utility(scenario: Scenario, assignment: Tensor, step_weights: Tensor, s
     if step_weights.shape != (scenario.shape[0], *scenario.shape[2:]):
         raise PlanError(f"step_weights: expected shape {(scenario.shape[0], *scenario.shape[2:])}, "
                         f"got {tuple(step_weights.shape)}")  # fmt: skip
-    masked = torch.isneginf(scenario.quality)
-    finite = torch.where(masked, torch.zeros_like(scenario.quality), scenario.quality)
-    mean_quality = (finite * step_weights[:, None]).sum(-1)
+    mean_quality = (unmasked(scenario.quality) * step_weights[:, None]).sum(-1)
     total = scenario.demand.sum(-1)
     quality = (scenario.demand[..., None] * assignment * mean_quality).sum((-2, -1)) / total
     service = (step_service_times(scenario) * step_weights).sum(-1)
     delay, stable = total_delay(scenario.latency, loads(scenario, assignment), service, share)
-    utility = quality - scenario.latency_weight * torch.where(stable, delay, torch.zeros_like(delay)) / total
-    return torch.where(stable, utility, torch.full_like(utility, -torch.inf))
+    return net_utility(quality, scenario.latency_weight, delay / total, stable)
 
 
 def best_share(scenario: Scenario, assignment: Tensor, steps: Tensor) -> Tensor:
@@ -327,23 +323,28 @@ def single_best_utility(scenario: Scenario) -> Tensor:
     return evaluate(scenario, single_best_plan(scenario)).utility
 
 
-def single_best_plan(scenario: Scenario) -> Plan:
-    """The plan that sends every request to one model at one step count, the best such pair."""
+def single_best_plan(scenario: Scenario, index: Tensor | None = None, share: Tensor | None = None) -> Plan:
+    """The plan that sends every request to one model at one step count, the best such pair that is feasible.
+
+    Args:
+        scenario: Batch of B scenarios.
+        index: If given, positions of the step counts that the models are held at, shape (B, M).
+        share: If given, shares of the server that the models are held at, shape (B, M); otherwise the whole server.
+    """
     b, c, m, k = scenario.shape
-    total = scenario.demand.sum(-1)
-    quality = torch.where(
-        (scenario.demand > 0)[..., None, None], scenario.demand[..., None, None] * scenario.quality, 0.0
-    ).sum(1)  # fmt: skip
+    total = scenario.demand.sum(-1)[:, None, None]
+    everyone = torch.full((b, c, m), 1.0, dtype=scenario.demand.dtype, device=scenario.device)
+    quality = quality_by_step(scenario, everyone) / total
     service = step_service_times(scenario)
-    load = total[:, None, None, None].expand(b, m, k, 1)
-    delay, _ = total_delay(scenario.latency, load, service[..., None], torch.ones_like(load))
-    utility = (quality - scenario.latency_weight[:, None, None] * delay) / total[:, None, None]
-    if scenario.memory_gib is not None and scenario.memory_limit_gib is not None:
-        fits = scenario.memory_gib <= scenario.memory_limit_gib[:, None]
-        utility = utility.masked_fill(~fits[..., None], -torch.inf)
-    if scenario.deadline_s is not None:
-        late = delay / total[:, None, None] > scenario.deadline_s[:, None, None]
-        utility = utility.masked_fill(late, -torch.inf)
+    load = total[..., None].expand(b, m, k, 1)
+    own = torch.ones_like(load) if share is None else share[:, :, None, None].expand(b, m, k, 1)
+    delay, stable = total_delay(scenario.latency, load, service[..., None], own)
+    alone = torch.eye(m, dtype=torch.bool, device=scenario.device).expand(b, m, m)
+    feasible = stable & in_time(scenario, delay / total) & memory_fits(scenario, alone)[..., None]
+    if index is not None:
+        feasible = feasible & torch.nn.functional.one_hot(index, k).bool()
+    utility = net_utility(quality, scenario.latency_weight[:, None, None], delay / total, feasible)
     best = utility.flatten(1).argmax(-1)
     chosen = torch.nn.functional.one_hot(best // k, m).to(scenario.demand.dtype)
-    return Plan(chosen[:, None].expand(b, c, m), scenario.steps[best % k][:, None].expand(b, m), chosen)
+    steps = scenario.steps[best % k][:, None].expand(b, m) if index is None else scenario.steps[index]
+    return Plan(chosen[:, None].expand(b, c, m), steps, chosen if share is None else share)

@@ -49,7 +49,7 @@ def threshold_assignment(mean: Tensor, std: Tensor, thresholds: Tensor) -> Tenso
         >>> threshold_assignment(torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([0.0]))
         tensor([[0.5000, 0.5000]])
     """
-    if bool((thresholds[..., 1:] < thresholds[..., :-1]).any()):
+    if not bool((thresholds[..., 1:] >= thresholds[..., :-1]).all()) or bool(thresholds.isnan().any()):
         raise PlanError(f"thresholds: expected increasing values, got {thresholds.tolist()}")
     scaled = (thresholds[..., None, :] - mean[..., :, None]) / std.clamp(min=1e-6)[..., :, None]
     return bands(torch.special.ndtr(scaled))

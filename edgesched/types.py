@@ -7,6 +7,7 @@ stages can trust it. Dimension names: ``scenario`` B, ``category`` C, ``model`` 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from edgesched.errors import PlanError, PromptError, ScenarioError
 
 LATENCY_MODELS = ("slot", "queue")
 ROW_SUM_TOLERANCE = 1e-4
+#: Rows and shares further off than rounding are normalised, so that no plan hands out more than there is.
+_ROUNDING = 1e-12
 
 
 def _floats(name: str, value: Any, error: type[Exception]) -> Tensor:
@@ -48,6 +51,25 @@ def _refuse(name: str, tensor: Tensor, bad: Tensor, allowed: str, error: type[Ex
         index = tuple(int(i) for i in bad.nonzero()[0])
         value = tensor.detach()[index].item()
         raise error(f"{name}{list(index)} = {value:g}: {allowed}")
+
+
+def _rows(index: Any, length: int) -> slice | Any:
+    """An index as one that keeps the batch dimension: any whole number (also NumPy's) becomes a slice."""
+    try:
+        at = range(length)[operator.index(index)]
+    except TypeError:
+        return index
+    return slice(at, at + 1)
+
+
+def _names(field: str, value: Any, count: int) -> tuple[str, ...] | None:
+    """Names in the order of a dimension, or None; as many as it has, none twice."""
+    if value is None:
+        return None
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if len(names) != count or len(set(names)) != count or not all(isinstance(name, str) for name in names):
+        raise ScenarioError(f"{field}: expected {count} different names, got {list(names)}")
+    return names
 
 
 @dataclass(frozen=True)
@@ -134,7 +156,10 @@ class Scenario:
         share_units: If set, every share is a multiple of 1/share_units (a sliced GPU).
         memory_gib: Memory of each resident model in GiB, shape (B, M), ≥ 0.
         memory_limit_gib: Memory of the server in GiB, shape (B,); needs ``memory_gib``.
-        deadline_s: Mean latency above this is infeasible, shape (B,), > 0.
+        deadline_s: A mean latency above this is infeasible, shape (B,), > 0: a limit on the mean response delay of
+            all requests, not on that of each.
+        category_names: Names of the categories in their order; what is given by name is matched by them.
+        model_names: Names of the models in their order.
 
     Raises:
         ScenarioError: Naming the field, the first offending entry and what is allowed.
@@ -155,6 +180,8 @@ class Scenario:
     memory_gib: Tensor | None = None
     memory_limit_gib: Tensor | None = None
     deadline_s: Tensor | None = None
+    category_names: tuple[str, ...] | None = None
+    model_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         def put(name: str, value: Any) -> None:
@@ -224,6 +251,8 @@ class Scenario:
             deadline = field("deadline_s", (batch,))
             _refuse("deadline_s", deadline, deadline <= 0, "expected more than 0 seconds", ScenarioError)
             put("deadline_s", deadline)
+        put("category_names", _names("category_names", self.category_names, categories))
+        put("model_names", _names("model_names", self.model_names, models))
         for name, value in (
             ("demand", demand),
             ("quality", quality.to(demand.device)),
@@ -260,11 +289,9 @@ class Scenario:
         """The whole batch several times over: B scenarios become times · B, the batch running fastest."""
         return self._map(lambda t, name: t if name == "steps" else t.repeat(times, *[1] * (t.ndim - 1)))
 
-    def __getitem__(self, index: int | slice) -> Scenario:
+    def __getitem__(self, index: Any) -> Scenario:
         """A part of the batch; the batch dimension stays, also for a single index."""
-        if isinstance(index, int):
-            index = range(len(self))[index]
-            index = slice(index, index + 1)
+        index = _rows(index, len(self))
         return self._map(lambda tensor, name: tensor if name == "steps" else tensor[index])
 
     @classmethod
@@ -335,9 +362,10 @@ class Plan:
 
     Args:
         assignment: Probability that a request of category c goes to model m, shape (B, C, M),
-            ≥ 0, rows summing to 1 within 1e-4.
+            ≥ 0, rows summing to 1 within 1e-4; they are normalised.
         steps: Denoising steps of each model (values, not indices), shape (B, M), int64.
-        share: Share of the server of each model, shape (B, M), ≥ 0, rows summing to at most 1.
+        share: Share of the server of each model, shape (B, M), ≥ 0, rows summing to at most 1 within 1e-6; they
+            are normalised where they sum to more.
 
     Raises:
         PlanError: Naming the field, the first offending entry and what is allowed.
@@ -373,14 +401,18 @@ class Plan:
         _refuse("share", share, ~(share >= 0), "expected shares of at least 0", PlanError)
         total = share.sum(-1)
         _refuse("share sum", total, ~(total <= 1 + 1e-6), "expected shares that sum to at most 1", PlanError)
-        object.__setattr__(self, "assignment", assignment)
+        off = (rows - 1).abs() > _ROUNDING
+        over = total > 1 + _ROUNDING
+        object.__setattr__(self, "assignment", assignment / torch.where(off, rows, 1.0)[..., None])
         object.__setattr__(self, "steps", steps.to(torch.int64))
-        object.__setattr__(self, "share", share)
+        object.__setattr__(self, "share", share / torch.where(over, total, 1.0)[..., None])
 
     def __len__(self) -> int:
         return self.assignment.shape[0]
 
-    def __getitem__(self, index: slice) -> Plan:
+    def __getitem__(self, index: Any) -> Plan:
+        """Plans of a part of the batch; the batch dimension stays, also for a single index."""
+        index = _rows(index, len(self))
         return Plan(self.assignment[index], self.steps[index], self.share[index])
 
     def to(self, device: torch.device | str) -> Plan:
@@ -406,6 +438,14 @@ class Outcome:
     quality: Tensor
     latency_s: Tensor
     feasible: Tensor
+
+    def __len__(self) -> int:
+        return len(self.utility)
+
+    def __getitem__(self, index: Any) -> Outcome:
+        """Outcomes of a part of the batch; the batch dimension stays, also for a single index."""
+        index = _rows(index, len(self))
+        return Outcome(*(getattr(self, f.name)[index] for f in dataclasses.fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -433,3 +473,12 @@ class SearchResult:
     history: Tensor
     proposals: int
     elapsed_s: float
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, index: Any) -> SearchResult:
+        """Results of a part of the batch; method, proposals and seconds stay those of the whole search."""
+        index = _rows(index, len(self))
+        own = {name: getattr(self, name)[index] for name in ("plan", "utility", "bound", "gap", "feasible")}
+        return dataclasses.replace(self, **own, history=self.history[:, index])

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgesched.search._result import checked_assignment
-from edgesched.search.exact import quality_by_step
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def start(problem: Concave, starts: int, seed: int) -> tuple[Tensor, Tensor]:
     shape = (starts - 1, m)
     other = torch.randint(0, k, shape, generator=generator)[:, None].to(index.device)
     change = (torch.rand(shape, generator=generator) < 0.5)[:, None].to(index.device)
-    reach = problem.quality.amax(1) > -1e14
+    reach = problem.quality.amax(1).isfinite()
     other = other.expand(starts - 1, r, m)
     change = change & reach.expand(starts - 1, r, m, k).gather(-1, other[..., None]).squeeze(-1)
     more = torch.where(change, other, index)
@@ -123,12 +123,12 @@ def climb(problem: Concave, index: Tensor, x: Tensor, rounds: int) -> tuple[Tens
         quality, cost = at(rows, here)
         y = 2 * rows.weight * at_x
         top, place = torch.addcmul(quality, -y[:, None, None], cost[:, None]).topk(min(2, m), -1)
-        runner_up = top[..., -1:] if m > 1 else torch.full_like(top, -1e15)
+        runner_up = top[..., -1:] if m > 1 else torch.full_like(top, -torch.inf)
         without = torch.where(models == place[..., :1], runner_up, top[..., :1])
-        gain = torch.addcmul(rows.quality, -y[:, None, None, None], rows.cost[:, None])
-        gain = gain.sub_(without[..., None]).clamp_(min=0)
-        bound = torch.bmm(rows.demand[:, None], gain.reshape(len(active), c, m * k)).reshape(-1, m, k)
-        bound += torch.einsum("rc,rcm->rm", rows.demand, without)[..., None] + (rows.weight * at_x**2)[:, None, None]
+        net = torch.addcmul(rows.quality, -y[:, None, None, None], rows.cost[:, None])
+        net = torch.maximum(net, without[..., None])
+        bound = torch.bmm(rows.demand[:, None], net.reshape(len(active), c, m * k)).reshape(-1, m, k)
+        bound += (rows.weight * at_x**2)[:, None, None]
         bound.scatter_(-1, here[..., None], -torch.inf)
         change = bound.flatten(1).topk(solved, -1).indices
         model, option = change // k, change % k
@@ -141,7 +141,7 @@ def climb(problem: Concave, index: Tensor, x: Tensor, rounds: int) -> tuple[Tens
             tried, prices, rows.demand[:, None], weight, at_x[:, None].expand(-1, solved), _LOOKS
         )
         most, which = values.max(-1)
-        better = most > now + 1e-10 * now.abs()
+        better = most > torch.where(now.isfinite(), now + 1e-10 * now.abs(), now)
         if not bool(better.any()):
             break
         active, which = active[better], which[better]

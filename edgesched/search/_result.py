@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
 from torch import Tensor
 
 from edgesched.bounds import gap, upper_bound
-from edgesched.errors import SearchError
+from edgesched.errors import ArgumentError
 from edgesched.objective import evaluate, step_indices
+from edgesched.search._fallback import best_feasible
 from edgesched.types import Plan, Scenario, SearchResult
 
 
@@ -20,10 +22,9 @@ def checked_assignment(scenario: Scenario, assignment: Tensor | None) -> Tensor 
     b, c, m, _ = scenario.shape
     given = torch.as_tensor(assignment, dtype=scenario.demand.dtype, device=scenario.device)
     if given.shape not in ((b, c, m), (c, m), (1, c, m)):
-        raise SearchError(f"assignment: the scenario needs shape {(b, c, m)}, got {tuple(given.shape)}")
-    given = given.expand(b, c, m)
-    Plan(given, scenario.steps[:1].expand(b, m), torch.zeros(b, m, dtype=given.dtype, device=given.device))
-    return given
+        raise ArgumentError(f"assignment: the scenario needs shape {(b, c, m)}, got {tuple(given.shape)}")
+    idle = torch.zeros(b, m, dtype=given.dtype, device=given.device)
+    return Plan(given.expand(b, c, m), scenario.steps[:1].expand(b, m), idle).assignment
 
 
 def checked_steps(scenario: Scenario, steps: Tensor | None) -> Tensor | None:
@@ -31,14 +32,41 @@ def checked_steps(scenario: Scenario, steps: Tensor | None) -> Tensor | None:
     if steps is None:
         return None
     b, _, m, _ = scenario.shape
-    given = torch.as_tensor(steps, device=scenario.device).expand(b, m)
-    return step_indices(scenario, given)
+    given = torch.as_tensor(steps, device=scenario.device)
+    if given.shape not in ((b, m), (m,), (1, m)):
+        raise ArgumentError(f"steps: the scenario needs shape {(b, m)}, got {tuple(given.shape)}")
+    return step_indices(scenario, given.expand(b, m))
+
+
+def checked_share(scenario: Scenario, share: Tensor | None) -> Tensor | None:
+    """Given shares, checked by the rules of a plan and expanded over the batch."""
+    if share is None:
+        return None
+    b, c, m, _ = scenario.shape
+    given = torch.as_tensor(share, dtype=scenario.demand.dtype, device=scenario.device)
+    if given.shape not in ((b, m), (m,), (1, m)):
+        raise ArgumentError(f"share: the scenario needs shape {(b, m)}, got {tuple(given.shape)}")
+    even = torch.full((b, c, m), 1 / m, dtype=given.dtype, device=given.device)
+    return Plan(even, scenario.steps[:1].expand(b, m), given.expand(b, m)).share
+
+
+def number(name: str, value: float | None, *, above: float | None = None, least: float | None = None,
+           below: float | None = None) -> None:  # fmt: skip
+    """Refuse what is no finite number in its range; None is for what may be left out."""
+    if value is None:
+        return
+    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    fine = fine and (above is None or value > above) and (least is None or value >= least)
+    if not (fine and (below is None or value < below)):
+        limits = [f"above {above}" * (above is not None), f"of at least {least}" * (least is not None),
+                  f"below {below}" * (below is not None)]  # fmt: skip
+        raise ArgumentError(f"{name}: expected a number {' and '.join(x for x in limits if x)}, got {value!r}")
 
 
 def positive(name: str, value: int) -> None:
     """Refuse a count below 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise SearchError(f"{name}: expected a positive integer, got {value!r}")
+        raise ArgumentError(f"{name}: expected a positive integer, got {value!r}")
 
 
 def certified(
@@ -50,14 +78,17 @@ def certified(
     proposals: int,
     history: Tensor | None = None,
     bound: Tensor | None = None,
+    index: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> SearchResult:
-    """Evaluate a plan and put its bound and gap beside it.
+    """Evaluate a plan and put its bound and gap beside it; where a simpler plan is better, or feasible, take that.
 
-    The bound is on what could be chosen: on plans with the given assignment if there is one. A method that
+    ``index`` and ``share`` are the positions of step counts and the shares that the search was held to. The bound is on what could be chosen: on plans with the given assignment if there is one. A method that
     has proven a tighter one gives its own.
     """
     if scenario.device.type == "cuda":  # work that was only queued has not been done
         torch.cuda.synchronize(scenario.device)
+    plan = best_feasible(scenario, plan, assignment, index, share)
     elapsed = time.perf_counter() - started
     outcome = evaluate(scenario, plan)
     if bound is None:

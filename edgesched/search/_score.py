@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgesched.dual import minimise, price
-from edgesched.objective import share_for_load, step_service_times, total_delay
+from edgesched.dual import minimise, price, without_dead
+from edgesched.feasible import in_time, memory_fits, net_utility, options_allowed
+from edgesched.objective import share_for_load, step_service_times, total_delay, unmasked
 from edgesched.types import Scenario
 
 #: Prices of load that :func:`routed` tries, relative to the pooled dual's, from cheap to dear.
@@ -29,22 +30,16 @@ def scored(scenario: Scenario, index: Tensor, assignment: Tensor) -> tuple[Tenso
     each = scenario.quality[:, None].expand(b, r, c, m, k)
     quality = each.gather(-1, index[:, :, None, :, None].expand(b, r, c, m, 1)).squeeze(-1)
     weight = scenario.demand[:, None, :, None] * assignment
-    masked = torch.isneginf(quality)
-    feasible = ~(masked & (weight > 0)).flatten(2).any(-1)
-    gain = (weight * quality.masked_fill(masked, 0.0)).sum((-2, -1))
+    gain = (weight * unmasked(quality)).sum((-2, -1))
     load = weight.sum(-2).expand(b, r, m)
     service = step_service_times(scenario)[:, None].expand(b, r, m, k).gather(-1, index[..., None]).squeeze(-1)
     share = share_for_load(scenario, load, service)
     delay, stable = total_delay(scenario.latency, load, service, share)
     total = scenario.demand.sum(-1)[:, None]
-    feasible = feasible & stable
-    if scenario.deadline_s is not None:
-        feasible = feasible & (delay / total <= scenario.deadline_s[:, None] * (1 + 1e-9))
-    if scenario.memory_gib is not None and scenario.memory_limit_gib is not None:
-        resident = torch.where(load > 0, scenario.memory_gib[:, None], 0.0).sum(-1)
-        feasible = feasible & (resident <= scenario.memory_limit_gib[:, None] * (1 + 1e-9))
-    utility = (gain - scenario.latency_weight[:, None] * delay.masked_fill(~stable, 0.0)) / total
-    return utility.masked_fill(~feasible, -torch.inf), share
+    feasible = (
+        options_allowed(quality, weight) & stable & in_time(scenario, delay / total) & memory_fits(scenario, load > 0)
+    )
+    return net_utility(gain / total, scenario.latency_weight[:, None], delay / total, feasible), share
 
 
 def routed(scenario: Scenario, index: Tensor, on: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,7 +61,10 @@ def routed(scenario: Scenario, index: Tensor, on: Tensor) -> tuple[Tensor, Tenso
     c, k = scenario.quality.shape[1], scenario.quality.shape[3]
     each = scenario.quality[:, None].expand(b, r, c, m, k)
     quality = each.gather(-1, index[:, :, None, :, None].expand(b, r, c, m, 1)).squeeze(-1)
-    quality = quality.clamp(min=-1e15).masked_fill(~on[:, :, None], -1e16)
+    quality = without_dead(quality.masked_fill(~on[:, :, None], -torch.inf), scenario.demand[:, None].expand(b, r, c))[
+        0
+    ]
+    # A category without demand stays with the first model in use, so that it makes no other one resident.
     service = step_service_times(scenario)[:, None].expand(b, r, m, k).gather(-1, index[..., None]).squeeze(-1)
     cost = service.sqrt() if scenario.latency == "slot" else service
     demand, weight = scenario.demand[:, None], scenario.latency_weight[:, None].expand(b, r)

@@ -18,11 +18,11 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 
 from edgesched.bounds import upper_bound
-from edgesched.errors import SearchError
+from edgesched.errors import ArgumentError, SearchError
 from edgesched.objective import best_share, evaluate
 from edgesched.search import checkpoint as checkpoints
 from edgesched.search import kernel
-from edgesched.search._result import certified, checked_assignment, checked_steps, positive
+from edgesched.search._result import certified, checked_assignment, checked_share, checked_steps, number, positive
 from edgesched.search.chains import Progress, Rules, Run
 from edgesched.search.exact import plan_at
 from edgesched.search.schedule import SCHEDULES
@@ -105,7 +105,8 @@ def anneal(
         Best plan of each scenario, with ``history`` of shape (≤ 201, B).
 
     Raises:
-        SearchError: If an argument is out of its range, or the checkpoint belongs to another problem.
+        ArgumentError: If an argument is out of its range.
+        SearchError: If the checkpoint belongs to another problem.
 
     Example:
         >>> s = Scenario.random(2, seed=0)
@@ -119,16 +120,16 @@ def anneal(
         positive("patience", patience)
     for name, value, allowed in (("shares", shares, SHARE_MODES), ("schedule", schedule, SCHEDULES)):
         if value not in allowed:
-            raise SearchError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
-    if not 0 < cooling < 1:
-        raise SearchError(f"cooling: expected a number between 0 and 1, got {cooling}")
+            raise ArgumentError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
+    number("cooling", cooling, above=0, below=1)
+    number("max_seconds", max_seconds, least=0)
+    number("target_gap", target_gap, least=0)
     given = checked_assignment(scenario, assignment)
     index = checked_steps(scenario, steps)
     b, c, m, k = scenario.shape
     if max(m, k) > 32_767:
         raise SearchError(f"anneal: at most 32,767 models and step counts, got {m} and {k}")
-    if share is not None:
-        share = torch.as_tensor(share, dtype=scenario.demand.dtype, device=scenario.device).expand(b, m)
+    share = checked_share(scenario, share)
     if start is not None:
         evaluate(scenario, start)  # says what does not fit
     closed = shares == "closed_form"
@@ -218,7 +219,7 @@ def anneal(
     plan = Plan(*(torch.cat([getattr(p, f) for p in plans]) for f in ("assignment", "steps", "share")))
     length = max(len(h) for h in histories)
     history = torch.cat([torch.cat([h, h[-1:].expand(length - len(h), -1)]) for h in histories], 1)
-    return certified("anneal", scenario, given, plan, started, proposals, history)
+    return certified("anneal", scenario, given, plan, started, proposals, history, index=index, share=share)
 
 
 def _numbers_at_once(device: torch.device) -> int:

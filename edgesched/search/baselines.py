@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from edgesched.errors import SearchError
-from edgesched.objective import loads
+from edgesched.objective import loads, quality_by_step
 from edgesched.search._result import checked_assignment
 from edgesched.search.anneal import anneal
-from edgesched.search.exact import quality_by_step
 from edgesched.types import Scenario, SearchResult
 
 
@@ -56,7 +55,7 @@ def optimal_step(
     """
     given = _needed("optimal_step", scenario, assignment)
     loaded = loads(scenario, given)[..., None] > 0
-    everyone = torch.where(torch.isneginf(scenario.quality), -1e9, scenario.quality).mean(1)
+    everyone = scenario.quality.mean(1)
     best = torch.where(loaded, quality_by_step(scenario, given), everyone).argmax(-1)
     steps = scenario.steps[best]
     result = anneal(scenario, assignment=given, steps=steps, shares="annealed", chains=chains, iterations=iterations,

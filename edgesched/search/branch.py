@@ -6,9 +6,8 @@ import time
 
 from torch import Tensor
 
-from edgesched.errors import SearchError
 from edgesched.search._climb import needs_separable
-from edgesched.search._result import certified, checked_assignment, positive
+from edgesched.search._result import certified, checked_assignment, number, positive
 from edgesched.search._threads import threads_for
 from edgesched.search.exact import plan_of, proven
 from edgesched.types import Scenario, SearchResult
@@ -38,7 +37,8 @@ def branch(
         seed: Taken for the common signature; nothing is random here.
 
     Raises:
-        SearchError: In queue mode, under constraints that do not separate, or if an argument is out of its range.
+        SearchError: In queue mode, or under constraints that do not separate.
+        ArgumentError: If an argument is out of its range.
 
     Example:
         >>> s = Scenario.random(2, categories=16, models=8, seed=0)
@@ -47,8 +47,8 @@ def branch(
     """
     started = time.perf_counter()
     positive("nodes", nodes)
-    if not 0 <= tolerance < 1:
-        raise SearchError(f"tolerance: expected a number of at least 0 and below 1, got {tolerance}")
+    number("tolerance", tolerance, least=0, below=1)
+    number("max_seconds", max_seconds, least=0)
     needs_separable("branch", scenario)
     given = checked_assignment(scenario, assignment)
     with threads_for(nodes * scenario.quality.numel()):

@@ -17,7 +17,17 @@ from torch import Tensor
 
 from edgesched.branch import Concave, branch_and_bound, fixed_value
 from edgesched.errors import SearchError
-from edgesched.objective import best_share, loads, share_for_load, step_service_times, total_delay
+from edgesched.feasible import in_time, memory_fits, net_utility
+from edgesched.objective import (
+    at_steps,
+    best_share,
+    loads,
+    quality_by_step,
+    share_for_load,
+    step_service_times,
+    total_delay,
+    unmasked,
+)
 from edgesched.search._climb import climb, separable, start
 from edgesched.search._result import certified, checked_assignment, positive
 from edgesched.search._threads import threads_for
@@ -147,16 +157,13 @@ def _resident(scenario: Scenario, nodes: int, started: float) -> SearchResult:
     assert scenario.memory_gib is not None
     assert scenario.memory_limit_gib is not None
     sets = torch.tensor(list(itertools.product([False, True], repeat=m)), device=scenario.device)
-    need = torch.where(sets, scenario.memory_gib[:, None], 0.0).sum(-1)
-    fits = need <= scenario.memory_limit_gib[:, None] * (1 + 1e-9)
+    some = sets.expand(b, *sets.shape)
+    fits = memory_fits(scenario, some)
     # A set is worth trying if no other model fits in beside it.
-    more = need[..., None] + torch.where(sets, torch.inf, scenario.memory_gib[:, None])
-    largest = fits & (more > scenario.memory_limit_gib[:, None, None] * (1 + 1e-9)).all(-1)
+    wider = some[:, :, None] | torch.eye(m, dtype=torch.bool, device=scenario.device)
+    largest = fits & (some | ~memory_fits(scenario, wider)).all(-1)
     row, which = largest.nonzero(as_tuple=True)
-    free = Concave.of(scenario)
-    problem = free.take(row)
-    out = ~sets[which][:, None, :, None]
-    problem = Concave(problem.quality.masked_fill(out, -1e15), problem.cost, problem.demand, problem.weight, "slot")
+    problem = Concave.of(scenario).take(row).without(~sets[which][:, None, :, None])
     index, x = start(problem, 1, 0)
     found, index, _, _ = climb(problem, index, x, 50 * m)
     proof = branch_and_bound(problem, nodes=nodes, index=index, found=found, start=x, tolerance=_PROOF)
@@ -171,7 +178,7 @@ def _resident(scenario: Scenario, nodes: int, started: float) -> SearchResult:
     masked = Scenario(scenario.demand, allowed, scenario.steps, scenario.step_time_s, scenario.overhead_s,
                       scenario.latency_weight)  # fmt: skip
     plan = plan_at(masked, proof.index[winner])
-    bound = torch.where(best > -1e14, bound / scenario.demand.double().sum(-1), -torch.inf)
+    bound = torch.where(best.isfinite(), bound / scenario.demand.double().sum(-1), -torch.inf)
     result = certified("exact", scenario, None, plan, started, proof.opened, None, bound)
     _refuse_open(result, nodes)
     return result
@@ -238,23 +245,16 @@ def _enumerated(scenario: Scenario, assignment: Tensor) -> tuple[Plan, int]:
         weight = load[rows, None].expand_as(chosen)
         if closed:
             delay = (weight * chosen.sqrt()).sum(-1).square()
+            stable = torch.ones_like(delay, dtype=torch.bool)
         else:
             share = share_for_load(scenario, weight, chosen)
-            delay = total_delay(scenario.latency, weight, chosen, share)[0]
-        utility = quality - scenario.latency_weight[rows, None] * delay
-        if scenario.deadline_s is not None:
-            late = delay > scenario.deadline_s[rows, None] * total[rows, None] * (1 + 1e-9)
-            utility = utility.masked_fill(late, -torch.inf)
+            delay, stable = total_delay(scenario.latency, weight, chosen, share)
+        mean = delay / total[rows, None]
+        feasible = stable & in_time(scenario[rows], mean)
+        utility = net_utility(quality / total[rows, None], scenario.latency_weight[rows, None], mean, feasible)
         best.append(utility.argmax(-1))
     steps = scenario.steps[combos[torch.cat(best)]]
     return Plan(assignment, steps, best_share(scenario, assignment, steps)), b * len(combos)
-
-
-def quality_by_step(scenario: Scenario, assignment: Tensor) -> Tensor:
-    """Σ_c n_c p_cm Q[c, m, k], −inf where a category with load may not run it, shape (B, M, K)."""
-    weight = (scenario.demand[..., None] * assignment)[..., None]
-    used = weight > 0
-    return torch.where(used, weight * torch.where(used, scenario.quality, 0.0), 0.0).sum(1)
 
 
 def best_assignment(scenario: Scenario, index: Tensor) -> Tensor:
@@ -267,14 +267,13 @@ def best_assignment(scenario: Scenario, index: Tensor) -> Tensor:
     Returns:
         Probabilities, shape (B, C, M).
     """
-    b, c, m, _ = scenario.shape
-    quality = scenario.quality.gather(-1, index[:, None, :, None].expand(b, c, m, 1)).squeeze(-1)
+    m = scenario.shape[2]
+    quality = at_steps(scenario.quality, index)
     cost = step_service_times(scenario).gather(-1, index[..., None]).squeeze(-1).sqrt()
     weight = scenario.latency_weight
-    finite = quality.clamp(min=-1e15)
-    _, _, left, right = fixed_value(finite, cost, scenario.demand, weight, torch.zeros_like(weight))
+    _, _, left, right = fixed_value(quality, cost, scenario.demand, weight, torch.zeros_like(weight))
     slow, fast = (torch.nn.functional.one_hot(choice, m).to(quality.dtype) for choice in (left, right))
-    gain = scenario.demand[..., None] * torch.where(torch.isneginf(quality), 0.0, quality)
+    gain = scenario.demand[..., None] * unmasked(quality)
     load = [(scenario.demand * (p * cost[:, None]).sum(-1)).sum(-1) for p in (slow, fast)]
     value = [(p * gain).sum((-2, -1)) for p in (slow, fast)]
     # Along p = fast + θ (slow − fast) utility is a parabola in θ; its top is the primal optimum.

@@ -13,17 +13,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from edgesched.feasible import TOLERANCE
 from edgesched.objective import _unit_shares
 from edgesched.search.kernel import at_lanes, look, propose
 
-PENALTY = 1e4
-_STEP_PENALTY = 100.0
-_BUSIEST = 0.999
+#: Energy of what is infeasible, times 1 + its violation: below every utility, whatever the scale of scores and weights.
+#: Between infeasible states the smaller violation wins, between feasible ones the Metropolis rule decides.
+INFEASIBLE = -1e30
+_BUSIEST = 0.9999
+_LATE = 1e-6  # float32 sums are no better: what is within a deadline here is so in float64 too
 _NEWTON = 2
 
 
 class Server(NamedTuple):
-    """Constants of the objective, float32: per model (M, B, ·), per scenario (B, 1); ``dealt`` slices, if few."""
+    """Constants of the objective, float32 (memory float64): per model (M, B, ·), per scenario (B, 1); ``dealt`` slices, if few."""
 
     service: Tensor
     unit: Tensor
@@ -70,7 +73,7 @@ def queue_shares(work: Tensor) -> Tensor:
 
 
 def energy(server: Server, latency: str, k: Tensor, n: Tensor, u: Tensor | None, q: Tensor) -> Tensor:
-    """Utility less an offset, shape (B, R); what breaks a constraint costs a penalty that leads back.
+    """Utility less an offset, shape (B, R); below every utility, by how much it breaks constraints, if infeasible.
 
     Args:
         server: Constants.
@@ -83,7 +86,7 @@ def energy(server: Server, latency: str, k: Tensor, n: Tensor, u: Tensor | None,
     service = look(server.service, k)
     load = n.float() * server.load_unit + torch.zeros_like(service)
     work = load * service
-    penalty = torch.zeros_like(work[0])
+    violation = torch.zeros_like(work[0])
     if u is None and server.share is None and server.dealt is None and latency == "slot":
         total = _sum(load * _root(service))
         delay = total * total
@@ -92,7 +95,7 @@ def energy(server: Server, latency: str, k: Tensor, n: Tensor, u: Tensor | None,
             share = server.share.clamp(min=1e-9)
         elif u is not None:
             share = u.float().clamp(min=0.25) * server.per_unit
-            penalty = _STEP_PENALTY * _sum(((load > 0) & (u == 0)).float())
+            violation = _sum(((load > 0) & (u == 0)).float())
         elif server.dealt is not None:
             rows = _unit_shares(latency, load.movedim(0, -1), service.movedim(0, -1), server.dealt)
             share = rows.movedim(-1, 0)
@@ -104,14 +107,16 @@ def energy(server: Server, latency: str, k: Tensor, n: Tensor, u: Tensor | None,
         else:
             calm = busy.clamp(max=_BUSIEST)
             delay = _sum(calm + calm * calm / (2 * (1 - calm)))
-            penalty = penalty + PENALTY * _sum((busy - _BUSIEST).clamp(min=0))
+            # Shares of an overload sum to more than the server, so that its queues look calm: the whole work tells.
+            overload = _sum((busy - _BUSIEST).clamp(min=0)) + (_sum(work) - _BUSIEST).clamp(min=0)
+            violation = violation + overload
     if server.deadline is not None:
-        over = (delay * server.deadline - 1).clamp(min=0)
-        penalty = penalty + torch.where(over > 0, _STEP_PENALTY + PENALTY * over, 0.0)
+        violation = violation + (delay * server.deadline - (1 - _LATE)).clamp(min=0)
     if server.memory is not None and server.limit is not None:
-        over = (_sum(torch.where(load > 0, server.memory, 0.0)) * server.limit - 1).clamp(min=0)
-        penalty = penalty + torch.where(over > 1e-6, _STEP_PENALTY + PENALTY * over, 0.0)
-    return q.float() * server.unit - server.omega * delay - penalty
+        resident = _sum(torch.where(load > 0, server.memory, 0.0))
+        violation = violation + (resident * server.limit - (1 + TOLERANCE)).clamp(min=0).float()
+    utility = q.float() * server.unit - server.omega * delay
+    return torch.where(violation > 0, INFEASIBLE * (1 + violation).clamp(max=1e7), utility)
 
 
 def _models(k: Tensor) -> Tensor:

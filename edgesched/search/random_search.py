@@ -33,7 +33,7 @@ def random_search(
         The best plan drawn, with ``history`` at up to 50 moments.
 
     Raises:
-        SearchError: If an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
 
     Example:
         >>> s = Scenario.random(2, seed=0)

@@ -16,22 +16,24 @@ import torch
 from torch import Tensor
 
 from edgesched.branch import Concave
-from edgesched.errors import SearchError
+from edgesched.feasible import in_time, memory_fits, net_utility
 from edgesched.objective import (
     best_share,
     calm_delay,
     evaluate,
     loads,
+    quality_by_step,
     share_for_load,
     single_best_plan,
     step_indices,
     step_service_times,
     total_delay,
+    unmasked,
 )
 from edgesched.search._climb import climb, separable
-from edgesched.search._result import certified, checked_assignment, positive
+from edgesched.search._result import certified, checked_assignment, number, positive
 from edgesched.search._score import routed
-from edgesched.search.exact import plan_of, quality_by_step
+from edgesched.search.exact import plan_of
 from edgesched.types import Plan, Scenario, SearchResult
 
 _SHARPEN = 4.0
@@ -64,7 +66,7 @@ def relax(
         Best plan over the starts, with ``history`` of the best relaxed utility.
 
     Raises:
-        SearchError: If an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
 
     Example:
         >>> s = Scenario.random(2, seed=0)
@@ -74,8 +76,7 @@ def relax(
     started = time.perf_counter()
     for name, value in (("starts", starts), ("iterations", iterations), ("sweeps", sweeps)):
         positive(name, value)
-    if learning_rate <= 0:
-        raise SearchError(f"learning_rate: expected a positive number, got {learning_rate}")
+    number("learning_rate", learning_rate, above=0)
     given = checked_assignment(scenario, assignment)
     b, c, m, k = scenario.shape
     dtype, device = scenario.demand.dtype, scenario.device
@@ -93,7 +94,7 @@ def relax(
     parameters = [step_logit, share_logit] + ([assign_logit] if given is None else [])
     optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     masked = torch.isneginf(scenario.quality)
-    finite = torch.where(masked, torch.zeros_like(scenario.quality), scenario.quality)
+    finite = unmasked(scenario.quality)
     forbidden = masked.any(1)
     service = step_service_times(scenario)
     total = scenario.demand.sum(-1)
@@ -161,8 +162,7 @@ def _fitted(scenario: Scenario, assignment: Tensor) -> Tensor:
     kept = torch.ones_like(scenario.memory_gib, dtype=torch.bool)
     for _ in range(kept.shape[-1]):
         load = loads(scenario, assignment)
-        resident = torch.where(load > 0, scenario.memory_gib, 0.0).sum(-1)
-        over = resident > scenario.memory_limit_gib
+        over = ~memory_fits(scenario, load > 0)
         least = load.masked_fill(load <= 0, torch.inf).argmin(-1)
         kept = kept & ~(over[:, None] & torch.nn.functional.one_hot(least, kept.shape[-1]).bool())
         left = torch.where(kept[:, None], assignment.clamp(min=1e-12), 0.0)
@@ -201,13 +201,13 @@ def _exchange(scenario: Scenario, index: Tensor, assignment: Tensor, model: int)
     load = loads(scenario, assignment)[:, None].expand(b, k, m)
     if scenario.latency == "slot" and scenario.share_units is None:
         delay = (load * service.sqrt()).sum(-1).square()
+        stable = torch.ones_like(delay, dtype=torch.bool)
     else:
         share = share_for_load(scenario, load, service)
-        delay = total_delay(scenario.latency, load, service, share)[0]
+        delay, stable = total_delay(scenario.latency, load, service, share)
     total = scenario.demand.sum(-1)[:, None]
-    utility = (quality - scenario.latency_weight[:, None] * delay) / total
-    if scenario.deadline_s is not None:
-        utility = utility.masked_fill(delay / total > scenario.deadline_s[:, None], -torch.inf)
+    feasible = stable & in_time(scenario, delay / total)
+    utility = net_utility(quality / total, scenario.latency_weight[:, None], delay / total, feasible)
     best, choice = utility.max(-1)
     index = index.clone()
     index[:, model] = choice

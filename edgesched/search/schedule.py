@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from edgesched.search import rng
-from edgesched.search.general import PENALTY
+from edgesched.search.general import INFEASIBLE
 from edgesched.search.tables import Tables
 from edgesched.search.walk import Move, walk
 
@@ -22,7 +22,7 @@ _FIXED_POINT = float(1 << 24)
 def starting_temperature(tables: Tables, moves: list[Move], lanes: int, seed: int) -> Tensor:
     """Mean |change of utility| of accepted proposals from random starts, shape (B, 1), float64.
 
-    Proposals that cross a constraint's penalty are left out. Sums are over whole numbers, so that a
+    Proposals of an infeasible state, from or to it, are left out. Sums are over whole numbers, so that a
     scenario's temperature does not depend on its batch.
     """
     state = walk(tables, lanes, seed, False)
@@ -36,8 +36,8 @@ def starting_temperature(tables: Tables, moves: list[Move], lanes: int, seed: in
         jump, shift, threshold = block(chain, logs, [move], [0.0], seed, _PROBE_ITERATION + i)
         state.move(move, jump[0], shift[0], threshold[0], free)
         after = state.energy()
-        change = (after - before).abs()
-        usual = (change > 0) & (change < PENALTY / 200)
+        change = torch.where(torch.minimum(before, after) > INFEASIBLE / 2, (after - before).abs(), 0.0)
+        usual = (change > 0) & (change < -INFEASIBLE / 2)
         total += torch.where(usual, (change * _FIXED_POINT).round(), 0.0).long().sum(-1)
         count += usual.sum(-1)
         before = after

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from edgesched.objective import loads, step_indices, step_service_times
-from edgesched.search.exact import quality_by_step
+from edgesched.objective import loads, quality_by_step, step_indices, step_service_times
 from edgesched.search.general import Server
 from edgesched.types import Plan, Scenario
 
@@ -155,8 +154,8 @@ def build(scenario: Scenario, given: Tensor | None, steps: Tensor | None, share:
         torch.tensor(1 / (units or 1), dtype=torch.float32, device=device),
         per_model(share),
         None if scenario.deadline_s is None else (1 / (scenario.deadline_s[:, None] * column)).float(),
-        per_model(scenario.memory_gib),
-        None if scenario.memory_limit_gib is None else (1 / scenario.memory_limit_gib[:, None]).float(),
+        None if scenario.memory_gib is None else scenario.memory_gib.double().T[..., None].contiguous(),
+        None if scenario.memory_limit_gib is None else 1 / scenario.memory_limit_gib.double()[:, None],
         scenario.share_units if dealt else None,
     )
     return Tables(

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from edgesched.branch import Concave, value
-from edgesched.errors import SearchError
 from edgesched.objective import best_share
 from edgesched.search._climb import separable
-from edgesched.search._result import certified, checked_assignment, positive
+from edgesched.search._result import certified, checked_assignment, number, positive
 from edgesched.search._score import routed, scored
 from edgesched.search._threads import threads_for
 from edgesched.search.exact import best_assignment
@@ -55,7 +54,7 @@ def tree(
         The best plan met, with ``history`` at up to 200 iterations.
 
     Raises:
-        SearchError: If an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
 
     Example:
         >>> s = Scenario.random(2, seed=0)
@@ -65,8 +64,7 @@ def tree(
     started = time.perf_counter()
     positive("iterations", iterations)
     positive("rollouts", rollouts)
-    if exploration < 0:
-        raise SearchError(f"exploration: expected a number of at least 0, got {exploration}")
+    number("exploration", exploration, least=0)
     given = checked_assignment(scenario, assignment)
     b = len(scenario)
     with threads_for(rollouts * b * scenario.shape[1] * scenario.shape[2]):
@@ -167,7 +165,7 @@ class _Trees:
             start = torch.zeros(completed.shape[:2], dtype=torch.float64, device=completed.device)
             total = value(self.problem, completed, start, _LOOKS)[0]
             utility = total / self.scenario.demand.sum(-1)[:, None]
-            return utility.masked_fill(utility < -1e10, -torch.inf).to(self.best.dtype)
+            return utility.to(self.best.dtype)
         if self.given is not None:
             return scored(self.scenario, completed, self.given[:, None])[0]
         return routed(self.scenario, *self._split(completed))[0]
