@@ -52,8 +52,12 @@ class Distributions(Protocol):
 def _by_ability(scenario: Scenario) -> Tensor:
     """Models from most capable to least, by their best mean quality over categories, shape (B, M)."""
     best = scenario.quality.amax(-1)
-    share = scenario.demand / scenario.demand.sum(-1, keepdim=True)
-    return (share[..., None] * best).sum(1).argsort(dim=-1, descending=True, stable=True)
+    share = (scenario.demand / scenario.demand.sum(-1, keepdim=True))[..., None]
+    return (
+        torch.where(share > 0, share * torch.where(share > 0, best, 0.0), 0.0)
+        .sum(1)
+        .argsort(dim=-1, descending=True, stable=True)
+    )
 
 
 def _one_model(scenario: Scenario, model: Tensor) -> Tensor:

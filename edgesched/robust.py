@@ -19,7 +19,7 @@ from torch import Tensor
 from edgesched.errors import ScenarioError, ScoreTableError
 from edgesched.objective import evaluate
 from edgesched.search.solve import solve
-from edgesched.simulate import prompt_scores
+from edgesched.simulate import matched, prompt_scores
 from edgesched.table import ScoreTable
 from edgesched.types import Plan, Scenario, SearchResult
 
@@ -27,9 +27,18 @@ RULES = ("mean", "lower_bound", "safest")
 Search = Callable[[Scenario], SearchResult]
 
 
-def prompt_means(table: ScoreTable, models: Sequence[str], steps: Sequence[int] | Tensor) -> list[Tensor]:
-    """Mean over seeds of every prompt, a tensor of shape (prompts, M, K) for each category, NaN where unmeasured."""
-    return [scores.nanmean(1) for scores in prompt_scores(table, models, steps).values()]
+def prompt_means(
+    table: ScoreTable,
+    models: Sequence[str],
+    steps: Sequence[int] | Tensor,
+    categories: Sequence[str] | None = None,
+) -> list[Tensor]:
+    """Mean over seeds of every prompt, a tensor of shape (prompts, M, K) for each category, NaN where unmeasured.
+
+    Categories come in the order given, or in the table's.
+    """
+    scores = prompt_scores(table, models, steps)
+    return [scores[name].nanmean(1) for name in (categories or scores)]
 
 
 def resampled_quality(prompts: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -57,7 +66,13 @@ def resampled_quality(prompts: Sequence[Tensor], weights: Sequence[Tensor]) -> T
 
 
 def bootstrap_quality(
-    table: ScoreTable, models: Sequence[str], steps: Sequence[int] | Tensor, *, draws: int = 200, seed: int = 0
+    table: ScoreTable,
+    models: Sequence[str],
+    steps: Sequence[int] | Tensor,
+    *,
+    draws: int = 200,
+    seed: int = 0,
+    categories: Sequence[str] | None = None,
 ) -> Tensor:
     """Bootstrap draws of the mean scores, prompts resampled within categories, jointly across models and steps.
 
@@ -67,6 +82,7 @@ def bootstrap_quality(
         steps: Step counts, K of them.
         draws: Draws D.
         seed: Seed of the draws.
+        categories: Their order, or None for the table's.
 
     Returns:
         Shape (D, C, M, K), −inf where a model was not measured.
@@ -75,7 +91,7 @@ def bootstrap_quality(
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8.
     """
     rng = np.random.default_rng(seed)
-    prompts = prompt_means(table, models, steps)
+    prompts = prompt_means(table, models, steps, categories)
     return resampled_quality(prompts, [torch.tensor(_counts(rng, len(p), draws)) for p in prompts])
 
 
@@ -131,7 +147,9 @@ class LowerBound:
 
     def __call__(self, scenario: Scenario, table: ScoreTable, models: Sequence[str]) -> Scenario:
         """The scenario with lower qualities."""
-        draws = bootstrap_quality(table, models, scenario.steps, draws=self.draws, seed=self.seed)
+        draws = bootstrap_quality(
+            table, models, scenario.steps, draws=self.draws, seed=self.seed, categories=matched(scenario, table, models)
+        )
         return dataclasses.replace(
             scenario, quality=lower_quality(scenario.quality, draws.to(scenario.quality), self.level)
         )
@@ -209,7 +227,7 @@ def compare_decisions(
     if set(fit.frame["prompt_id"]) & set(held.frame["prompt_id"]):
         raise ScoreTableError("compare_decisions: fit and held-out tables share prompts")
     rng = np.random.default_rng(seed)
-    prompts, unseen = (prompt_means(t, models, scenario.steps) for t in (fit, held))
+    prompts, unseen = (prompt_means(t, models, scenario.steps, matched(scenario, t, models)) for t in (fit, held))
     truth = resampled_quality(unseen, [torch.ones(1, len(p), dtype=torch.float64) for p in unseen])
     real = dataclasses.replace(scenario, quality=truth)
     best = float(search(real).utility)

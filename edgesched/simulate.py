@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from edgesched.errors import PlanError, ScoreTableError
+from edgesched.feasible import in_time, memory_fits, net_utility
 from edgesched.objective import (
+    evaluate,
     loads,
     service_times,
     share_for_load,
@@ -31,9 +33,9 @@ class Replay:
     """Measured outcome of one plan.
 
     Args:
-        utility: Utility in score points.
+        utility: Utility in score points; −inf for a plan that is not feasible, as in :func:`edgesched.evaluate`.
         quality: Mean measured score of a request in points.
-        latency_s: Mean response delay in seconds.
+        latency_s: Mean response delay in seconds, +inf where a loaded model is not served.
         utility_draws: Utility of every bootstrap draw, shape (draws,).
         quality_draws: Quality of every bootstrap draw, shape (draws,).
     """
@@ -100,18 +102,19 @@ def replay(
     if len(scenario) != 1:
         raise PlanError(f"scenario: replay takes one scenario, got {len(scenario)}")
     _refuse_shared(planned_on, table)
+    categories = matched(scenario, table, models)
     per_prompt = {name: values.nanmean(1) for name, values in prompt_scores(table, models, scenario.steps).items()}
     demand = scenario.demand[0]
     weights = _bootstrap_weights(table, draws, seed)
     results = {}
     for name, made in plans.items():
         plan = Plan(made.assignment.detach(), made.steps, made.share.detach())
-        if len(plan) != 1 or plan.assignment.shape[1:] != (len(table.categories), len(models)):
-            raise PlanError(f"plan {name!r}: expected assignment of shape {(1, len(table.categories), len(models))}, "
+        if len(plan) != 1 or plan.assignment.shape[1:] != (len(categories), len(models)):
+            raise PlanError(f"plan {name!r}: expected assignment of shape {(1, len(categories), len(models))}, "
                             f"got {tuple(plan.assignment.shape)}")  # fmt: skip
         index = step_indices(scenario, plan.steps)[0].tolist()
         mean, drawn = torch.zeros((), dtype=torch.float64), torch.zeros(draws, dtype=torch.float64)
-        for c, category in enumerate(table.categories):
+        for c, category in enumerate(categories):
             for m, model in enumerate(models):
                 part = float(demand[c] * plan.assignment[0, c, m] / demand.sum())
                 if part <= 0:
@@ -124,15 +127,27 @@ def replay(
                 mean += part * scores.mean()
                 drawn += part * (weights[category] @ scores)
         latency = _latency(scenario, plan, routing)
-        weight = float(scenario.latency_weight[0])
-        results[name] = Replay(
-            float(mean) - weight * latency if np.isfinite(latency) else float("-inf"),
-            float(mean),
-            latency,
-            drawn - weight * latency,
-            drawn,
-        )
+        spent = float(scenario.latency_weight[0]) * latency if np.isfinite(latency) else float("inf")
+        if not bool(evaluate(scenario, plan).feasible):
+            spent = float("inf")
+        results[name] = Replay(float(mean) - spent, float(mean), latency, drawn - spent, drawn)
     return results
+
+
+def matched(scenario: Scenario, table: ScoreTable, models: Sequence[str]) -> tuple[str, ...]:
+    """The table's categories in the scenario's order, which its names tell; without names the orders must be one.
+
+    Raises:
+        ScoreTableError: If the table has other categories than the scenario, or the models are in another order.
+    """
+    if scenario.model_names is not None and tuple(models) != scenario.model_names:
+        raise ScoreTableError(f"models: the scenario's are {', '.join(scenario.model_names)}, got {', '.join(models)}")
+    if scenario.category_names is None:
+        return tuple(table.categories)
+    if set(scenario.category_names) != set(table.categories):
+        raise ScoreTableError(f"categories: the scenario's are {', '.join(scenario.category_names)}, the table's "
+                              f"{', '.join(table.categories)}")  # fmt: skip
+    return scenario.category_names
 
 
 def _refuse_shared(planned_on: ScoreTable | None, table: ScoreTable) -> None:
@@ -279,12 +294,15 @@ def plan_cascade(
         raise PlanError(f"judge_s and thresholds: expected at least 0 and 2, got {judge_s} and {thresholds}")
     if len(scenario) != 1 or len(models) < 2:
         raise PlanError(f"cascade: needs one scenario and two models, got {len(scenario)} and {len(models)}")
+    categories = matched(scenario, table, models)
     demand, total = scenario.demand[0].double(), float(scenario.demand.sum())
     options = scenario.quality[0].isfinite().all(0).nonzero().tolist()
     model = torch.tensor([m for m, _ in options])
     seconds = torch.stack([step_service_times(scenario)[0, m, k].double() for m, k in options])
     images, weight = [], []
-    for category, scores in prompt_scores(table, models, scenario.steps).items():
+    by_category = prompt_scores(table, models, scenario.steps)
+    for category in categories:
+        scores = by_category[category]
         values = torch.stack([scores[..., m, k] for m, k in options], -1)
         rows = _row_weights(values, category)
         images.append(values[rows > 0])
@@ -304,16 +322,13 @@ def plan_cascade(
         load = torch.stack([torch.full_like(quality, total), repeated[:, None].expand_as(quality)], -1)
         service = torch.stack([seconds[first] + judge_s + 0 * seconds, seconds], -1).expand_as(load)
         share = _ranking_share(scenario, load, service)
-        latency = total_delay(scenario.latency, load, service, share)[0] / total
-        utility = quality - float(scenario.latency_weight) * latency
-        utility = utility.masked_fill(model == model[first], -torch.inf)
-        if scenario.deadline_s is not None:
-            utility = utility.masked_fill(latency > float(scenario.deadline_s), -torch.inf)
-        if scenario.memory_gib is not None and scenario.memory_limit_gib is not None:
-            memory = scenario.memory_gib[0]
-            resident = memory[model[first]] + memory[model] * (repeated[:, None] > 0)
-            utility = utility.masked_fill(resident > float(scenario.memory_limit_gib), -torch.inf)
-        value, at = utility.nan_to_num(-torch.inf).flatten().max(0)
+        delay, stable = total_delay(scenario.latency, load, service, share)
+        latency = delay / total
+        used = torch.nn.functional.one_hot(model, scenario.shape[2]).bool()
+        resident = used[first] | (used & (repeated[:, None, None] > 0))
+        fits = memory_fits(scenario, resident[None])[0] & in_time(scenario, latency[None])[0]
+        feasible = stable & fits & (model != model[first])
+        value, at = net_utility(quality, scenario.latency_weight[0].double(), latency, feasible).flatten().max(0)
         if float(value) > best[0]:
             cut, second_option = divmod(int(at), len(options))
             best = float(value), first, second_option, float(cuts[cut]), float(repeated[cut])
@@ -374,11 +389,14 @@ def replay_cascade(
         ScoreTableError: If prompts are shared with planning, or an option was not measured.
     """
     _refuse_shared(planned_on, table)
+    categories = matched(scenario, table, models)
     demand, total = scenario.demand[0].double(), float(scenario.demand.sum())
     index = [int((scenario.steps == k).nonzero()[0]) for k in plan.steps]
     weights = _bootstrap_weights(table, draws, seed)
     quality, repeats = [], []
-    for category, scores in prompt_scores(table, models, scenario.steps).items():
+    by_category = prompt_scores(table, models, scenario.steps)
+    for category in categories:
+        scores = by_category[category]
         pair = torch.stack([scores[..., plan.small, index[0]], scores[..., plan.large, index[1]]], -1)
         rows = _row_weights(pair, category)
         first, second = pair.nan_to_num(0.0).unbind(-1)
@@ -397,5 +415,6 @@ def replay_cascade(
     if scenario.latency == "slot" and plan.share[1] > 0:
         delay = delay + (rate * (1 - rate)) @ demand * service[1] / share[1]
     latency = delay / total
-    utility = score - float(scenario.latency_weight) * latency
+    stable = latency.isfinite() & bool(torch.isfinite(torch.tensor(plan.utility)))
+    utility = net_utility(score, scenario.latency_weight[0].double(), latency, stable)
     return Replay(float(utility[0]), float(score[0]), float(latency[0]), utility[1:], score[1:])

@@ -20,7 +20,8 @@ from edgesched.types import Scenario
 Below = Callable[[Tensor], Tensor]
 """Distribution function of the reference scores: thresholds (R, J) → mass below them (R, C, J)."""
 
-_PENALTY = 1e4
+#: What a masked option costs in the relaxed utility, in spans of the scores: more than any other choice can regain.
+_MASKED_SPANS = 1e3
 _NEGLIGIBLE = 1e-6
 _EDGE = 1e-7
 
@@ -184,7 +185,11 @@ def _utility(scenario: Scenario, p: Tensor, index: Tensor, share_logit: Tensor) 
     """Utility (B,), differentiable in p, at step positions (B, M) improved one model at a time."""
     weight = scenario.demand[..., None] * p
     load = weight.sum(1)
-    gain = (weight[..., None] * scenario.quality.clamp(min=-_PENALTY)).sum(1)
+    masked = torch.isneginf(scenario.quality)
+    low = scenario.quality.masked_fill(masked, torch.inf).flatten(1).amin(-1)
+    high = scenario.quality.flatten(1).amax(-1)
+    floor = (low - _MASKED_SPANS * (high - low + 1))[:, None, None, None]
+    gain = (weight[..., None] * torch.where(masked, floor, scenario.quality)).sum(1)
     service = step_service_times(scenario)
     price = scenario.latency_weight[:, None]
     share = share_logit.softmax(-1)

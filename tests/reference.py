@@ -38,9 +38,9 @@ def utility(scenario, b, assignment, steps, share):
         return -math.inf
     if scenario.memory_gib is not None:
         loaded = [m for m in range(len(steps)) if sum(n * assignment[c][m] for c, n in enumerate(demand)) > 0]
-        if sum(float(scenario.memory_gib[b, m]) for m in loaded) > float(scenario.memory_limit_gib[b]):
+        if sum(float(scenario.memory_gib[b, m]) for m in loaded) > float(scenario.memory_limit_gib[b]) * (1 + 1e-9):
             return -math.inf
-    if scenario.deadline_s is not None and latency / total > float(scenario.deadline_s[b]):
+    if scenario.deadline_s is not None and latency / total > float(scenario.deadline_s[b]) * (1 + 1e-9):
         return -math.inf
     return value
 

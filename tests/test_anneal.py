@@ -12,7 +12,7 @@ import torch
 from test_objective import draw_plan
 
 import edgesched as es
-from edgesched.errors import PlanError, SearchError
+from edgesched.errors import ArgumentError, PlanError, SearchError
 from edgesched.objective import share_for_load, total_delay
 from edgesched.search import kernel, rng
 from edgesched.search.general import queue_shares
@@ -299,5 +299,5 @@ def test_bad_options_are_refused():
         ({"restarts": 0}, "restarts"),
         ({"patience": 0}, "patience"),
     ):
-        with pytest.raises(SearchError, match=message):
+        with pytest.raises(ArgumentError, match=message):
             anneal(s, **options)

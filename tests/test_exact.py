@@ -13,7 +13,7 @@ from test_objective import draw_plan
 import edgesched as es
 from edgesched.branch import Concave, branch_and_bound, value
 from edgesched.dual import minimise
-from edgesched.errors import SearchError
+from edgesched.errors import ArgumentError, SearchError
 from edgesched.objective import step_service_times
 from edgesched.search.exact import plan_at
 
@@ -177,7 +177,7 @@ def test_time_limit_stops_the_proof_and_keeps_the_bound_valid():
     short = es.search.branch(s, nodes=100_000, tolerance=0.0, max_seconds=0.05)
     long = es.search.branch(s, nodes=300)
     assert (long.utility <= short.bound + 1e-9).all()
-    with pytest.raises(SearchError, match="tolerance"):
+    with pytest.raises(ArgumentError, match="tolerance"):
         es.search.branch(s, tolerance=-1.0)
 
 

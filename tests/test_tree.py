@@ -8,7 +8,7 @@ from reference import brute_force
 from test_objective import draw_plan
 
 import edgesched as es
-from edgesched.errors import SearchError
+from edgesched.errors import ArgumentError
 from edgesched.search._score import scored
 
 METHODS = (es.search.tree, es.search.random_search, es.search.relax)
@@ -81,9 +81,9 @@ def test_masked_step_counts_are_never_chosen_and_bad_arguments_refused():
     s = dataclasses.replace(s, quality=quality)
     assert es.search.tree(s, iterations=60).feasible.all()
     assert es.search.random_search(s, samples=500).feasible.all()
-    with pytest.raises(SearchError, match="rollouts"):
+    with pytest.raises(ArgumentError, match="rollouts"):
         es.search.tree(s, rollouts=0)
-    with pytest.raises(SearchError, match="exploration"):
+    with pytest.raises(ArgumentError, match="exploration"):
         es.search.tree(s, exploration=-1.0)
-    with pytest.raises(SearchError, match="samples"):
+    with pytest.raises(ArgumentError, match="samples"):
         es.search.random_search(s, samples=0)

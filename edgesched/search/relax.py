@@ -37,7 +37,7 @@ from edgesched.search.exact import plan_of
 from edgesched.types import Plan, Scenario, SearchResult
 
 _SHARPEN = 4.0
-#: Score points lost for a mean latency of twice the deadline: more than any quality is worth.
+#: What a mean latency of twice the deadline costs, in spans of the scores: more than any quality is worth.
 _LATE = 100.0
 
 
@@ -98,6 +98,8 @@ def relax(
     forbidden = masked.any(1)
     service = step_service_times(scenario)
     total = scenario.demand.sum(-1)
+    span = scenario.quality.flatten(1).amax(-1) - scenario.quality.masked_fill(masked, torch.inf).flatten(1).amin(-1)
+    late = _LATE * torch.where(span.isfinite(), span + 1, 1.0)
     history = []
     best = torch.full((b,), -torch.inf, dtype=dtype, device=device)
     for i in range(iterations):
@@ -115,7 +117,7 @@ def relax(
         utility = quality - scenario.latency_weight * delay / total
         loss = -utility
         if scenario.deadline_s is not None:
-            loss = loss + _LATE * (delay / total / scenario.deadline_s - 1).clamp(min=0)
+            loss = loss + late * (delay / total / scenario.deadline_s - 1).clamp(min=0)
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()
@@ -128,6 +130,8 @@ def relax(
             plan = _climbed(scenario, index, given, sweeps)
         else:
             plans = [_polish(scenario, index[s], soft[s], given is not None, sweeps) for s in range(starts)]
+            fastest = masked.any(1).logical_not().int().argmax(-1)
+            plans.append(_polish(scenario, fastest, soft[0], given is not None, sweeps))
             if given is None:
                 plans += [*(_routed(scenario, plan) for plan in plans), single_best_plan(scenario)]
             utilities = torch.stack([evaluate(scenario, plan).utility for plan in plans])
