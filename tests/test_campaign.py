@@ -14,7 +14,6 @@ import pytest
 import torch
 from tiny import save_tiny
 
-import edgesched.campaign
 from edgesched.campaign import run_campaign
 from edgesched.errors import CampaignError
 from edgesched.generate import DiffusionModel, image_seed
@@ -177,12 +176,12 @@ def test_a_full_disk_is_said_and_what_is_done_is_kept(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(handle)
 
-    monkeypatch.setattr(edgesched.campaign.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CampaignError, match=r"cannot be written \(No space left on device\); what is done is kept"):
         campaign(tmp_path, Painter())
     assert len(list((tmp_path / "shards").glob("*.parquet"))) == 3
     assert not list(tmp_path.rglob("*.part"))
-    monkeypatch.setattr(edgesched.campaign.os, "fsync", real)
+    monkeypatch.setattr(os, "fsync", real)
     assert len(campaign(tmp_path, Painter())) == 32
 
 
