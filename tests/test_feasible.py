@@ -54,7 +54,7 @@ def share_grid(scenario):
     return scenario.share_units or 12
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(24), *(pytest.param(s, marks=pytest.mark.slow) for s in range(24, 160))])
 def test_every_method_is_feasible_where_brute_force_is(seed):
     scenario = tiny(seed)
     best = brute_force(scenario, 0, share_units=share_grid(scenario))
@@ -84,7 +84,7 @@ def test_every_method_is_feasible_where_brute_force_is(seed):
             assert found >= best - 1e-9 * max(1, abs(best))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(16), *(pytest.param(s, marks=pytest.mark.slow) for s in range(16, 100))])
 def test_with_the_assignment_given_too(seed):
     scenario = tiny(1000 + seed)
     rng = np.random.default_rng(seed)
@@ -179,7 +179,7 @@ def test_memory_is_one_number_everywhere():
     assert not es.solve(tight).feasible.any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=9, deadline=None)
 @given(scale=st.sampled_from([1e-3, 1.0, 1e4]), weight=st.sampled_from([0.0, 1.0, 1000.0]), seed=st.integers(0, 50))
 def test_no_scale_of_scores_or_weights_outbids_a_deadline(scale, weight, seed):
     s = es.Scenario.random(1, categories=2, models=2, steps=4, seed=seed)

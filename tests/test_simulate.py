@@ -1,5 +1,7 @@
 """Replay on held-out prompts: quality by hand, delay by Monte Carlo, intervals that are paired."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,52 @@ def test_a_plan_compared_with_itself_gains_nothing_at_all(setting):
     gain = compare(one["a"], one["b"])
     assert gain["quality_gain_pct"] == {"value": 0.0, "lo": 0.0, "hi": 0.0}
     assert gain["latency_cut_pct"]["value"] == 0.0
+
+
+def test_a_plan_that_is_not_feasible_never_wins_a_replay(setting):
+    _, held, scenario, plan = setting
+    alone = es.Plan(torch.tensor([[[1.0, 0.0, 0.0]] * 4]), [[4, 8, 2]], [[1.0, 0.0, 0.0]])
+    late = float(es.evaluate(scenario, plan).latency_s)
+    limits = {
+        "memory": {"memory_gib": [[1.0, 2.0, 3.0]], "memory_limit_gib": [5.0]},
+        "deadline": {"deadline_s": [0.99 * late]},
+        "slices": {"share_units": 4},
+    }
+    for limit in limits.values():
+        tight = dataclasses.replace(scenario, **limit)
+        results = replay({"over": plan, "alone": alone}, tight, held, MODELS, draws=50)
+        free = replay({"over": plan}, scenario, held, MODELS, draws=50)["over"]
+        assert results["over"].utility == -np.inf
+        assert (results["over"].utility_draws == -torch.inf).all()
+        assert results["over"].quality == free.quality
+        feasible = bool(es.evaluate(tight, alone).feasible)
+        assert (results["alone"].utility > -np.inf) == feasible
+    wide = dataclasses.replace(scenario, memory_gib=[[0.1, 0.2, 0.3]], memory_limit_gib=[0.6])  # 0.1 + 0.2 + 0.3 > 0.6
+    assert replay({"over": plan}, wide, held, MODELS, draws=50)["over"].utility == free.utility
+
+
+def test_replay_pairs_by_name_and_refuses_other_names(setting):
+    _, held, scenario, plan = setting
+    names = tuple(held.categories)
+    named = dataclasses.replace(scenario, category_names=names, model_names=MODELS)
+    p = torch.tensor([[[0.1, 0.2, 0.7], [0.5, 0.5, 0.0], [0.0, 0.3, 0.7], [1.0, 0.0, 0.0]]], dtype=torch.float64)
+    mixed = es.Plan(p, plan.steps, plan.share)
+    usual = replay({"a": mixed}, named, held, MODELS, draws=50)["a"]
+    turn = [2, 0, 3, 1]
+    turned = dataclasses.replace(
+        named,
+        demand=named.demand[:, turn],
+        quality=named.quality[:, turn],
+        category_names=tuple(names[i] for i in turn),
+    )
+    again = replay({"a": es.Plan(p[:, turn], plan.steps, plan.share)}, turned, held, MODELS, draws=50)["a"]
+    assert again.quality == pytest.approx(usual.quality, rel=1e-12)
+    assert again.utility == pytest.approx(usual.utility, rel=1e-12)
+    with pytest.raises(ScoreTableError, match="the scenario's are tiny, middle, grand"):
+        replay({"a": mixed}, named, held, MODELS[::-1], draws=50)
+    with pytest.raises(ScoreTableError, match="categories: the scenario's are"):
+        other = dataclasses.replace(named, category_names=("x", *names[1:]))
+        replay({"a": mixed}, other, held, MODELS, draws=50)
 
 
 def test_intervals_cover_the_truth_at_their_rate():
