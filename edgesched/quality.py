@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from edgesched.distributions import Quantiles, SkewNormal, StudentT
 from edgesched.errors import ScenarioError, ScoreTableError
-from edgesched.latency import fit_latency
+from edgesched.latency import fit_latencies
 from edgesched.quality_model import Observations, QualityModel, observations, pick
 from edgesched.table import ScoreTable
 
@@ -206,7 +206,6 @@ def fit_quality(
     strength: float | None = None,
     max_epochs: int = 300,
     learning_rate: float = 1.0,
-    seed: int = 0,
     logger: Any = False,
     progress: bool = False,
     checkpoint: Path | str | None = None,
@@ -221,7 +220,6 @@ def fit_quality(
             cross-validation (:func:`shared_strength`), 0 is plain maximum likelihood.
         max_epochs: Most epochs, each of up to 20 iterations of L-BFGS over the table.
         learning_rate: First step size of L-BFGS.
-        seed: Seed of the optimiser.
         logger: Lightning logger or False.
         progress: Show a progress bar.
         checkpoint: Folder that keeps the latest state (the loss only falls), to be read by ``load_from_checkpoint`` of the family's
@@ -243,9 +241,9 @@ def fit_quality(
         raise ScenarioError(f"family: {family!r} is not one of {', '.join(FAMILIES)}")
     if strength is not None and not 0 <= strength < float("inf"):
         raise ScenarioError(f"strength: expected at least 0 prompts, got {strength}")
-    latency = fit_latency(table)
+    latency, single = fit_latencies(table)
     models = tuple(sorted(latency, key=lambda name: latency[name].step_time_s))
-    data = observations(table, models)
+    data = observations(table, models).ordered()
     shape = (len(table.categories), len(models), len(table.steps))
     seen = torch.zeros(shape, dtype=torch.bool)
     seen[data.category, data.model, data.step] = True
@@ -258,11 +256,7 @@ def fit_quality(
         )
     strength = shared_strength(data) if strength is None else float(strength)
     data = data.shrunk(strength)
-    generator_state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    model = kind(
-        table.categories, models, table.steps, measured, latency, fit_latency(table, False), learning_rate, strength
-    )
+    model = kind(table.categories, models, table.steps, measured, latency, single, learning_rate, strength)
     model.start_at(data)
     rows = TensorDataset(data.score, data.category, data.model, data.step, data.weight)
     loader = DataLoader(rows, batch_size=None, sampler=_WholeTable(len(rows)))
@@ -283,8 +277,9 @@ def fit_quality(
         callbacks=callbacks,
         log_every_n_steps=1,
     )
-    trainer.fit(model, loader)
-    torch.random.set_rng_state(generator_state)
+    # Lightning and the loader draw from the global state, though nothing of the fit is random.
+    with torch.random.fork_rng(devices=[]):
+        trainer.fit(model, loader)
     return model.eval().cpu()
 
 

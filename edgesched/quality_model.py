@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import lightning as L  # noqa: N812
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,12 @@ class Observations:
     step: Tensor
     prompt: Tensor
     weight: Tensor
+
+    def ordered(self) -> Observations:
+        """The rows by model, step count, category, prompt and score, so that sums do not depend on the table's order."""
+        keys = (self.score, self.prompt, self.category, self.step, self.model)
+        order = torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
+        return Observations(*(getattr(self, field.name)[order] for field in fields(self)))
 
     def shrunk(self, strength: float) -> Observations:
         """The rows with ``strength`` prompts more in every category, drawn from all categories alike.
@@ -264,6 +271,8 @@ class QualityModel(L.LightningModule):
     ) -> Scenario:
         """The planning problem for a demand: fitted means at exactly the measured step counts, fitted times.
 
+        The scenario carries the names of categories and models in the order of its dimensions.
+
         Args:
             demand: Requests a slot (a second in queue mode): a mapping of categories, a number for each, or
                 a tensor of shape (B, C) or (C,).
@@ -302,6 +311,8 @@ class QualityModel(L.LightningModule):
             memory_gib=memory_gib,
             memory_limit_gib=memory_limit_gib,
             deadline_s=deadline_s,
+            category_names=self.categories,
+            model_names=self.models,
         )
 
 
@@ -328,7 +339,7 @@ def observations(table: ScoreTable, models: tuple[str, ...], categories: tuple[s
         "category": table.categories if categories is None else categories,
         "model": models,
         "steps": table.steps if steps is None else steps,
-        "prompt_id": tuple(dict.fromkeys(frame["prompt_id"])),
+        "prompt_id": tuple(sorted(frame["prompt_id"].unique())),
     }
     index = []
     for column, names in known.items():

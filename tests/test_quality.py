@@ -4,14 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import MODELS, OVERHEAD_S, STEP_TIME_S, STEPS, synthetic_frame, synthetic_table, true_mean
+from factories import CATEGORIES, MODELS, OVERHEAD_S, STEP_TIME_S, STEPS, synthetic_frame, synthetic_table, true_mean
 from scipy import optimize, stats
 
 import edgesched as es
 from edgesched.diagnostics import standard_errors
 from edgesched.distributions import Normal, Quantiles, SkewNormal, StudentT
 from edgesched.errors import ScenarioError, ScoreTableError
-from edgesched.latency import fit_latency, fit_line
+from edgesched.latency import fit_latency, fit_line, latency_remarks
 from edgesched.quality import FAMILIES, QuantilesQuality, shared_strength
 from edgesched.quality_model import observations
 from edgesched.table import ScoreTable
@@ -296,6 +296,23 @@ def test_scenario_has_the_measured_counts_and_refuses_unknown_categories(quality
         quality.scenario({"Other": 1.0}, 0.5)
 
 
+def test_a_scenario_carries_names_and_does_not_depend_on_the_order_of_rows():
+    frame = synthetic_frame(20, seeds=2)
+    rng = np.random.default_rng(0)
+    shuffled = frame.iloc[rng.permutation(len(frame))].reset_index(drop=True)
+    demand = {"Complex": 1.0, "Detail": 4.0}
+    plain, other = (es.fit_quality(ScoreTable(f), max_epochs=3).scenario(demand, 0.5) for f in (frame, shuffled))
+    assert plain.model_names == other.model_names == MODELS
+    assert set(plain.category_names) == set(other.category_names) == set(CATEGORIES)
+    place = [other.category_names.index(c) for c in plain.category_names]
+    assert torch.equal(plain.demand, other.demand[:, place])
+    assert dict(zip(plain.category_names, plain.demand[0].tolist(), strict=True)) == {
+        "Basic": 0.0, "Detail": 4.0, "Imagination": 0.0, "Complex": 1.0}  # fmt: skip
+    # Measured means are of rounded float32 scores; only the order of sums may differ.
+    assert torch.allclose(plain.quality, other.quality[:, place], atol=1e-4)
+    assert torch.equal(plain.step_time_s, other.step_time_s)
+
+
 def test_utility_is_differentiable_back_to_the_fitted_parameters(quality):
     s = quality.scenario(2.0, 0.5, differentiable=True)
     plan = es.search.coordinate(quality.scenario(2.0, 0.5)).plan
@@ -334,8 +351,51 @@ def test_latency_line_is_recovered_and_never_negative():
     assert flat.step_time_s > 0
     single = fit_line([4, 4], [1.0, 1.2])
     assert (single.overhead_s, single.step_time_s) == (0.0, pytest.approx(0.275))
-    with pytest.raises(ScoreTableError):
+    with pytest.raises(ScoreTableError, match=r"latency_s 0 is not allowed; expected more than 0 seconds"):
         fit_line([1], [0.0])
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan"), -1.0])
+def test_latency_refuses_what_is_not_a_time_by_name(bad):
+    with pytest.raises(ScoreTableError, match=f"latency of 'tiny': latency_s {bad:g} is not allowed"):
+        fit_line([1, 2], [1.0, bad], name="'tiny'")
+    with pytest.raises(ScoreTableError, match=f"latency of 'tiny': steps {bad:g} is not allowed"):
+        fit_line([1, bad], [1.0, 2.0], name="'tiny'")
+    with pytest.raises(ScoreTableError, match="got 1 for 2"):
+        fit_line([1, 2], [1.0])
+
+
+def test_a_clamped_or_bad_latency_fit_is_refitted_and_warned_of(caplog):
+    k, t = np.array([1.0, 2.0, 4.0, 8.0]), np.array([0.1, 0.5, 1.4, 3.2])
+    fit = fit_line(k, t, name="'tiny'")
+    # The constrained optimum by a search of its own: no overhead, and the slope of least relative squares.
+    best = optimize.minimize_scalar(lambda a: ((a * k / t - 1) ** 2).sum(), bounds=(0, 1), method="bounded")
+    assert (fit.overhead_s, fit.clamped) == (0.0, "overhead")
+    assert fit.step_time_s == pytest.approx(best.x, rel=1e-4)
+    assert fit.relative_error == pytest.approx(np.abs(best.x * k / t - 1).max(), rel=1e-3)
+    assert not fit.trusted
+    assert "times of 'tiny'" in caplog.text
+    assert "negative overhead" in caplog.text
+    caplog.clear()
+    flat = fit_line([1, 2, 4], [0.5, 0.4, 0.3])
+    constant = optimize.minimize_scalar(lambda o: sum((o / x - 1) ** 2 for x in (0.5, 0.4, 0.3)))
+    assert flat.overhead_s == pytest.approx(constant.x, rel=1e-4)
+    assert flat.clamped == "step time"
+    assert "negative step time" in caplog.text
+    caplog.clear()
+    good = fit_line([1, 2, 4], [0.3, 0.5, 0.9])
+    assert not caplog.text
+    assert latency_remarks({"a": fit, "b": good}) == (fit.remark("a"),)
+
+
+def test_seconds_of_different_batch_sizes_are_not_mixed():
+    frame = synthetic_frame(20)
+    large = frame.assign(seed=frame.seed + 100, batch_size=8, latency_s=frame.latency_s * 3)
+    both = ScoreTable(pd.concat([frame, large], ignore_index=True))
+    single, batched = fit_latency(both, False)["tiny"], fit_latency(both)["tiny"]
+    assert (single.batch_size, batched.batch_size) == (1, 8)
+    assert single.step_time_s == pytest.approx(STEP_TIME_S[0], rel=1e-3)
+    assert batched.step_time_s == pytest.approx(3 * STEP_TIME_S[0], rel=1e-3)
 
 
 def test_times_come_from_the_timing_pass_where_there_is_one(table):
