@@ -108,7 +108,7 @@ def simulate(
         seed: Seed of the routing.
 
     Raises:
-        RequestError: If the discipline or routing is unknown, a slot is not positive, or sizes do not fit.
+        RequestError: If the discipline or routing is unknown, a slot is not positive, or sizes or names do not fit.
         PlanError: If there are other numbers of plans and scenarios.
 
     Example:
@@ -128,7 +128,7 @@ def simulate(
         raise PlanError(f"scenario: expected 1 or {plans} for {plans} plans, got {len(scenario)}")
     if len(scenario) != plans:
         scenario = scenario.repeat(plans)
-    assignment, share = plan.assignment.detach(), plan.share.detach().to(torch.float64)
+    assignment, share = _by_name(scenario, stream, plan.assignment.detach()), plan.share.detach().to(torch.float64)
     service = service_times(scenario, plan.steps).detach().to(torch.float64) / share
     model = route(stream, assignment, routing=routing, seed=seed)
     finish = torch.full(model.shape, torch.inf, dtype=torch.float64, device=model.device)
@@ -149,6 +149,17 @@ def simulate(
             finish[part] = torch.where(mine & served, done, finish[part])
             busy[part, :, m] = torch.where(mine, seconds, 0.0).sum(-1)
     return Served(model, finish - stream.arrival_s, busy, finish)
+
+
+def _by_name(scenario: Scenario, stream: RequestStream, assignment: Tensor) -> Tensor:
+    """The assignment (P, C, M) with its categories in the stream's order, which the names of both tell."""
+    names = scenario.category_names
+    if names is None or names == tuple(stream.categories):
+        return assignment
+    if set(names) != set(stream.categories):
+        raise RequestError(f"categories: the scenario's are {', '.join(names)}, the stream's "
+                           f"{', '.join(stream.categories)}")  # fmt: skip
+    return assignment[:, [names.index(name) for name in stream.categories]]
 
 
 def lindley(arrival_s: Tensor, service_s: Tensor, mine: Tensor, free_s: Tensor | float = 0.0) -> Tensor:

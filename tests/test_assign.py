@@ -219,3 +219,34 @@ def test_the_router_moves_up_where_a_second_gains_more_than_its_price():
     assert GainPerSecond(price=1.0)(s)[0, :, 1].tolist() == [0.0, 1.0]
     assert GainPerSecond(price=0.4)(s)[0, :, 1].tolist() == [1.0, 1.0]
     assert GainPerSecond(price=4.0)(s)[0, :, 1].tolist() == [0.0, 0.0]
+
+
+def test_no_policy_is_led_astray_by_a_category_without_demand_that_a_model_cannot_serve():
+    quality = torch.tensor([[[[20.0], [30.0]], [[25.0], [-torch.inf]]]], dtype=torch.float64)
+    s = Scenario([[4.0, 0.0]], quality, [4], [[0.1, 0.2]], [[0.0, 0.0]], [0.1])
+    assert AlwaysBest()(s)[0, 0].tolist() == [0.0, 1.0]
+    assert GainPerSecond(price=0.0)(s)[0, 0].tolist() == [0.0, 1.0]
+    for policy in (AlwaysBest(), AlwaysCheapest(), Direct(), Random(), GainPerSecond()):
+        p = policy(s)
+        assert p.isfinite().all()
+        assert evaluate(s, Plan(p, [[4, 4]], best_share(s, p, torch.tensor([[4, 4]])))).utility.isfinite().all()
+
+
+@pytest.mark.parametrize("cuts", [[float("nan"), 1.0], [0.0, float("nan")], [float("nan"), float("nan")]])
+def test_thresholds_that_are_no_numbers_are_refused(cuts):
+    with pytest.raises(PlanError, match="thresholds"):
+        threshold_assignment(torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor(cuts))
+    s = Scenario.random(1, seed=0)
+
+    class Scores:
+        def mean(self):
+            return s.quality[0]
+
+        def std(self):
+            return torch.ones_like(s.quality[0])
+
+        def cdf(self, score):
+            return torch.special.ndtr(score - s.quality[0])
+
+    with pytest.raises(PlanError, match="thresholds"):
+        Probabilistic(thresholds=cuts)(s, Scores())

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from reference import brute_force
+from reference import brute_force, utility
 from test_objective import draw_plan
 
 import edgesched as es
@@ -221,3 +221,20 @@ def test_gradient_flows_from_utility_back_to_the_demand_and_quality():
     es.upper_bound(s).sum().backward()
     assert quality.grad.isfinite().all()
     assert quality.grad.sum().item() == pytest.approx(1.0)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return es.fit_quality(es.ScoreTable.load())
+
+
+@pytest.mark.parametrize(("rate", "least"), [(24, 69.7), (40, 59.0)])
+def test_a_queue_on_the_shipped_table_is_solved(shipped, rate, least):
+    """What a gradient search of another start found by itself; annealing once ended infeasible at these loads."""
+    scenario = shipped.scenario([rate / 4] * 4, 0.1, latency="queue")
+    result = es.solve(scenario)
+    assert result.feasible.all()
+    assert result.utility.item() >= least
+    plan = result.plan
+    own = utility(scenario, 0, plan.assignment[0].tolist(), plan.steps[0].tolist(), plan.share[0].tolist())
+    assert own == pytest.approx(result.utility.item(), rel=1e-9)
