@@ -139,10 +139,10 @@ def _gains(
         fit_half, held, fit_offsets, held_offsets, int(cfg.difficulty.levels)
     )
     plain, split = (build(cfg.quality, "quality")(half) for half in (fit_half, fit_levels))
-    plain_order = [fit_half.categories.index(c) for c in plain.categories]
     assert plain.models == split.models
     search = build(cfg.difficulty.search, "difficulty.search")
-    owner = [c for c, mine in names.items() for _ in mine]
+    owner = {level: c for c, mine in names.items() for level in mine}
+    rows = torch.tensor([plain.categories.index(owner[level]) for level in split.categories])
     prompts = fit_levels.frame.groupby("category", sort=False)["prompt_id"].nunique()
     part = {level: prompts[level] / sum(prompts[n] for n in mine) for mine in names.values() for level in mine}
     by_load = {}
@@ -151,8 +151,7 @@ def _gains(
         coarse = plain.scenario(float(load), **options)
         fine = split.scenario({level: float(load) * float(part[level]) for level in part}, **options)
         wide, own = search(coarse).plan, search(fine).plan
-        rows = [plain_order.index(fit_half.categories.index(c)) for c in owner]
-        plans = {"plain": Plan(wide.assignment[:, torch.tensor(rows)], wide.steps, wide.share), "split": own}
+        plans = {"plain": Plan(wide.assignment[:, rows], wide.steps, wide.share), "split": own}
         outcomes = replay(
             plans, fine, held_levels, split.models, planned_on=fit_levels, routing=cfg.replay.routing,
             draws=int(cfg.replay.draws), seed=int(cfg.replay.seed),

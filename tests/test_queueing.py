@@ -176,9 +176,9 @@ def test_bad_input_is_named():
 
 
 def test_categories_of_stream_and_scenario_are_matched_by_name():
-    s = Scenario([[1.0, 1.0]], [[[[1.0], [2.0]], [[2.0], [1.0]]]], [1], [[0.1, 0.2]], [[0.0, 0.0]], [0.1],
+    s = es.Scenario([[1.0, 1.0]], [[[[1.0], [2.0]], [[2.0], [1.0]]]], [1], [[0.1, 0.2]], [[0.0, 0.0]], [0.1],
                  latency="queue", category_names=("a", "b"))  # fmt: skip
-    plan = Plan([[[1.0, 0.0], [0.0, 1.0]]], [[1, 1]], [[0.5, 0.5]])
+    plan = es.Plan([[[1.0, 0.0], [0.0, 1.0]]], [[1, 1]], [[0.5, 0.5]])
     stream = poisson([0.5, 0.5], ["b", "a"], requests=200, seed=1)
     served = simulate(stream, s, plan)
     assert torch.equal(served.model[0], 1 - stream.category)
