@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#000000")
 INK, FAINT = "#222222", "#999999"
@@ -548,9 +549,24 @@ def difficulty(
 
 
 def save(figure: Figure, path: Path, *, vector: bool = False) -> Path:
-    """Write a figure as PNG, and as SVG beside it if asked for; returns the PNG's path."""
+    """Write a figure as PNG, and as SVG beside it if asked for; returns the PNG's path.
+
+    Texts stand as they are: a dollar sign in a prompt or a name begins no formula.
+    """
+    _take_literally(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=FIGURE_DPI)
     if vector:
         figure.savefig(path.with_suffix(".svg"))
     return path
+
+
+def _take_literally(figure: Figure) -> None:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            if isinstance(axis.get_major_formatter(), LogFormatter):  # powers of ten are formulas of matplotlib's own
+                for tick in axis.get_major_ticks():
+                    tick.label1.set_parse_math(True)
+                    tick.label2.set_parse_math(True)

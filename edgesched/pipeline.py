@@ -429,7 +429,7 @@ def _schedule_report(
 
 def campaign(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     """Prompts × models × steps × seeds → score table, into ``campaign.out``."""
-    from edgesched.campaign import run_campaign
+    from edgesched.campaign import UnfinishedError, run_campaign
 
     prompts = build(cfg.prompts, "prompts").per_category(cfg.campaign.prompts_per_category)
     models = {str(name): build(node, f"model.{name}") for name, node in cfg.model.items()}
@@ -437,7 +437,13 @@ def campaign(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     started = time.perf_counter()
     options = _plain(cfg.campaign)
     options.pop("prompts_per_category")
-    table = run_campaign(prompts, models, scorers, **options)
+    unfinished = None
+    try:
+        table = run_campaign(prompts, models, scorers, **options)
+    except UnfinishedError as exc:  # told at the end: what could be made is reported first
+        if exc.table is None:
+            raise
+        table, unfinished = exc.table, exc
     tracker.score_table(table)
     mean = table.frame.groupby(["model", "category", "steps"], sort=False)[table.score].mean()
     metrics = {
@@ -456,6 +462,8 @@ def campaign(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     tracker.summary(metrics)
     tracker.table("family", columns, rows)
     print(f"Score table: {cfg.campaign.out}", flush=True)
+    if unfinished is not None:
+        raise unfinished
     return None
 
 

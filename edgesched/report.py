@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Cell = str | float | int | None
 _STYLE = """
@@ -70,11 +71,11 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], console: Console | None = None
 ) -> None:
     """Print a table to the terminal, at least 120 columns wide where the output is not a terminal."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=Text(title), title_justify="left", header_style="bold")  # Text: no brackets taken for markup
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        table.add_column(Text(column), justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:
-        table.add_row(*(show(cell) for cell in row))
+        table.add_row(*(Text(show(cell)) for cell in row))
     console = console or Console()
     if not console.is_terminal:
         console = Console(width=max(120, console.width))

@@ -37,6 +37,26 @@ def test_figures_draw_with_missing_and_constant_values(tmp_path):
     assert (tmp_path / "m.svg").exists()
 
 
+def test_dollar_signs_and_brackets_of_users_stand_as_they_are(tmp_path, capsys):
+    texts = ["a bag with $_{ and $ on it", "$5 or $10"]
+    figure = figures.sample_images({"m $_{ $": [np.zeros((8, 8, 3), np.uint8)] * 2}, texts)
+    figures.save(figure, tmp_path / "samples.png")
+    flat = {"$_{ cheap $": np.array([1.0, 2.0]), "[/x]": np.array([-np.inf, 0.5])}
+    curves = figures.convergence(flat, 1.0, 1.0)
+    curves.axes[0].set_yticks([1.0], ["$_{ cheap $"])
+    figures.save(curves, tmp_path / "curves.png", vector=True)
+    shown = curves.axes[0].get_yticklabels()
+    assert [(text.get_text(), text.get_parse_math()) for text in shown] == [("$_{ cheap $", False)]
+    plain = figures.Figure().subplots()
+    plain.set_xscale("log")
+    plain.plot([1, 1000], [0, 1])
+    figures.save(plain.figure, tmp_path / "log.svg")
+    assert any(label.get_parse_math() for label in plain.get_xticklabels())
+    report.print_table("[title]", ["[column]"], [["[/x] [red]apple[/red]"]])
+    told = capsys.readouterr().out
+    assert all(text in told for text in ("[title]", "[column]", "[/x] [red]apple[/red]"))
+
+
 def test_tracker_finishes_also_on_failure_and_never_asks(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
