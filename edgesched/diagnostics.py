@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from edgesched.errors import ScoreTableError
+from edgesched.offsets import cell_means
 from edgesched.quality import QualityModel, observations
 from edgesched.table import ScoreTable
 
@@ -314,10 +315,12 @@ def standard_errors(model: QualityModel, table: ScoreTable, of: str = "mean") ->
 
     def unpack(packed: Tensor) -> dict[str, Tensor]:
         parts = packed.split(sizes, -1)
-        return {
+        free = {
             n: part if value.ndim == 3 else part[..., 0]
             for (n, value), part in zip(model.named_parameters(), parts, strict=True)
         }
+        by_row = packed.ndim == 2
+        return free | {n: value[data.category, data.model] if by_row else value for n, value in model.fixed.items()}
 
     def losses(packed: Tensor) -> Tensor:
         cells = model.cells(unpack(packed), data.model, data.step)
@@ -344,4 +347,38 @@ def standard_errors(model: QualityModel, table: ScoreTable, of: str = "mean") ->
         value = mean if of == "mean" else scale * model.law.moments(*shape)[1]
         (jacobian,) = torch.autograd.grad(value.sum(), whole)
         errors.append(torch.einsum("cmd,cmde,cme->cm", jacobian, covariance, jacobian).clamp(min=0).sqrt())
-    return torch.stack(errors, -1)
+    found = torch.stack(errors, -1)
+    # Offsets are contrasts of step counts, whose noise is apart from that of the curve's level.
+    return (found.square() + (model.unit * model.offset_error).square()).sqrt() if of == "mean" else found
+
+
+def cell_misfit(model: QualityModel, table: ScoreTable) -> list[dict[str, Any]]:
+    """How far fitted means are from measured ones, cell by cell.
+
+    Args:
+        model: Fitted distributions.
+        table: Rows; categories, models and step counts must be known to the model.
+
+    Returns:
+        Dictionaries with ``category model steps measured fitted misfit error offset``, in points, worst first: the
+        misfit is measured less fitted, ``error`` the standard error of the measured mean over prompts, and ``offset``
+        what the model keeps of the distance from its saturating curve.
+
+    Raises:
+        ScoreTableError: If the model knows nothing of a row's category, model or step count.
+    """
+    data = observations(table, model.models, model.categories, model.step_counts)
+    measured, covariance = cell_means(data, (len(model.categories), len(model.models), len(model.step_counts)))
+    error = covariance.diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+    with torch.no_grad():
+        fitted, offset = model.mean(), model.unit * model.offset
+    seen = torch.zeros(measured.shape, dtype=torch.bool)
+    seen[data.category, data.model, data.step] = True
+    cells = [
+        {"category": model.categories[c], "model": model.models[m], "steps": model.step_counts[k],
+         "measured": float(measured[c, m, k]), "fitted": float(fitted[c, m, k]),
+         "misfit": float(measured[c, m, k] - fitted[c, m, k]), "error": float(error[c, m, k]),
+         "offset": float(offset[c, m, k])}
+        for c, m, k in seen.nonzero().tolist()
+    ]  # fmt: skip
+    return sorted(cells, key=lambda cell: -abs(cell["misfit"]))

@@ -1,11 +1,12 @@
 """Score distributions per category, model and step count, fitted by maximum likelihood with Lightning.
 
-Every family is a :class:`QualityModel`: a saturating mean curve, and a standard distribution of
+Every family is a :class:`QualityModel`: a saturating mean curve with shrunken offsets, and a standard distribution of
 :mod:`edgesched.distributions` around it. They differ in the law and in their shape parameters only.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,8 +20,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from edgesched.distributions import Quantiles, SkewNormal, StudentT
 from edgesched.errors import ScenarioError, ScoreTableError
 from edgesched.latency import fit_latencies
-from edgesched.quality_model import Observations, QualityModel, observations, pick
+from edgesched.quality_model import Observations, QualityModel, observations
 from edgesched.table import ScoreTable
+
+log = logging.getLogger(__name__)
 
 STRENGTHS = (0.0, *(2.0**power for power in range(-2, 11)))
 
@@ -30,7 +33,7 @@ class GaussianQuality(QualityModel):
 
 
 class StudentTQuality(QualityModel):
-    """Student's t: symmetric, with heavier tails; 2.05 < ν < 200, passing from ν_early to ν_late."""
+    """Student's t: symmetric, with heavier tails; 2.5 < ν < 200, passing from ν_early to ν_late."""
 
     law = StudentT
 
@@ -41,8 +44,8 @@ class StudentTQuality(QualityModel):
     def _spread(self, p: Mapping[str, Tensor], rest: Tensor, step: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         # Uniform in 1/ν, so that the Gaussian end is not infinitely far away.
         inverse = torch.sigmoid(p["df_late"] + rest * (p["df_early"] - p["df_late"]))
-        df = 1 / (1 / 200 + (1 / 2.05 - 1 / 200) * inverse)
-        return pick(p["log_scale"], step).exp(), (df,)
+        df = 1 / (1 / 200 + (1 / 2.5 - 1 / 200) * inverse)
+        return self._scale(p, step), (df,)
 
     def _start_shape(self, std: Tensor, skew: Tensor, data: Observations) -> None:
         self.df_early.fill_(-0.8)
@@ -53,7 +56,7 @@ class StudentTQuality(QualityModel):
 
 
 class SkewNormalQuality(QualityModel):
-    """Azzalini's skew-normal: one tail longer than the other; |δ| < 0.999, passing from δ_early to δ_late."""
+    """Azzalini's skew-normal: one tail longer than the other; |δ| < 0.995, passing from δ_early to δ_late."""
 
     law = SkewNormal
 
@@ -62,15 +65,15 @@ class SkewNormalQuality(QualityModel):
         self.skew_early, self.skew_late = nn.Parameter(torch.zeros(c, m)), nn.Parameter(torch.zeros(c, m))
 
     def _spread(self, p: Mapping[str, Tensor], rest: Tensor, step: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        delta = 0.999 * torch.tanh(p["skew_late"] + rest * (p["skew_early"] - p["skew_late"]))
+        delta = 0.995 * torch.tanh(p["skew_late"] + rest * (p["skew_early"] - p["skew_late"]))
         # The deviation is free, not the scale: its likelihood hardly depends on the shape.
-        return pick(p["log_scale"], step).exp() / SkewNormal.moments(delta)[1], (delta,)
+        return self._scale(p, step) / SkewNormal.moments(delta)[1], (delta,)
 
     def _start_shape(self, std: Tensor, skew: Tensor, data: Observations) -> None:
         # At δ = 0 the likelihood is flat in δ to second order, so the start stays away from it.
         root = (2 * skew.abs().clamp(0.05, 0.9) / (4 - torch.pi)) ** (2 / 3)
         delta = torch.sqrt(torch.pi / 2 * root / (1 + root)) * torch.where(skew < 0, -1.0, 1.0)
-        raw = torch.atanh((delta / 0.999).clamp(-0.98, 0.98))
+        raw = torch.atanh((delta / 0.995).clamp(-0.98, 0.98))
         first, last = self.measured.int().argmax(-1), _last(self.measured)
         for m in range(len(self.models)):
             self.skew_early[:, m], self.skew_late[:, m] = raw[:, m, first[m]], raw[:, m, last[m]]
@@ -99,7 +102,7 @@ class QuantilesQuality(QualityModel):
         self.late = nn.Parameter(torch.zeros(c, m, self.levels - 1))
 
     def _knots(self, raw: Tensor) -> Tensor:
-        knots = nn.functional.pad((self.floor + raw.exp()).cumsum(-1), (1, 0))
+        knots = nn.functional.pad((self.floor + raw.clamp(max=4.0).exp()).cumsum(-1), (1, 0))
         return knots - Quantiles.mean(knots)[..., None]
 
     def _spread(self, p: Mapping[str, Tensor], rest: Tensor, step: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -226,10 +229,10 @@ def fit_quality(
             class; None keeps none.
 
     Returns:
-        The fitted model, on the CPU.
+        The fitted model, on the CPU; ``converged`` says whether the loss levelled off, and a warning if not.
 
     Raises:
-        ScoreTableError: If a category was never run by a model.
+        ScoreTableError: If a category was never run by a model, or the fit diverges.
         ScenarioError: If the family is unknown or the strength negative.
 
     Example:
@@ -260,9 +263,10 @@ def fit_quality(
     model.start_at(data)
     rows = TensorDataset(data.score, data.category, data.model, data.step, data.weight)
     loader = DataLoader(rows, batch_size=None, sampler=_WholeTable(len(rows)))
-    callbacks: list[Any] = [EarlyStopping("loss", min_delta=1e-5, patience=1, check_on_train_epoch_end=True)]
+    settled = EarlyStopping("loss", min_delta=1e-5, patience=1, check_on_train_epoch_end=True)
+    callbacks: list[Any] = [settled]
+    name = family if isinstance(family, str) else kind.__name__
     if checkpoint is not None:
-        name = family if isinstance(family, str) else kind.__name__
         callbacks.append(
             ModelCheckpoint(checkpoint, name, save_on_train_epoch_end=True, enable_version_counter=False)
         )  # fmt: skip
@@ -280,7 +284,19 @@ def fit_quality(
     # Lightning and the loader draw from the global state, though nothing of the fit is random.
     with torch.random.fork_rng(devices=[]):
         trainer.fit(model, loader)
-    return model.eval().cpu()
+    model = model.eval().cpu()
+    with torch.no_grad():
+        lost = (~(model.mean().isfinite() & model.std().isfinite()) & measured).nonzero()
+    if len(lost):
+        c, m, k = lost[0].tolist()
+        raise ScoreTableError(
+            f"family {name}: the fit diverged, {table.categories[c]!r} under {models[m]!r} at {table.steps[k]} steps "
+            "has no finite mean and deviation; choose another family"
+        )
+    model.converged = settled.stopped_epoch > 0
+    if not model.converged:
+        log.warning("family %s: the fit did not converge in %d epochs; raise max_epochs", name, max_epochs)
+    return model
 
 
 class _WholeTable(torch.utils.data.Sampler[Tensor]):

@@ -1,7 +1,8 @@
-"""What every family of score distributions shares: the mean curve, the interface, the moment start."""
+"""What every family of score distributions shares: the mean curve and its offsets, the interface, the moment start."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from edgesched.distributions import Law, Normal
 from edgesched.errors import ScenarioError, ScoreTableError
 from edgesched.latency import LatencyFit
+from edgesched.offsets import cell_means, shrunken_offsets
 from edgesched.table import ScoreTable
 from edgesched.types import Scenario
 
@@ -58,15 +60,17 @@ class Observations:
 
 
 class QualityModel(L.LightningModule):
-    r"""Scores whose mean saturates in the steps; the base class of the families.
+    r"""Scores whose mean saturates in the steps, up to offsets; the base class of the families.
 
     For category c, model m and k steps, with k_0 the model's smallest measured step count,
 
-        S = μ(k) + s(k) · (Z − E Z),   μ(k) = top − drop · r(k),   r(k) = exp(−((k − k_0) / τ)^β),
+        S = μ(k) + s(k) · (Z − E Z),   μ(k) = top − drop · r(k) + d(k),   r(k) = exp(−((k − k_0) / τ)^β),
 
-    drop ≥ 0 and τ > 0, β ∈ (0.3, 1.5), so that the mean grows with the steps and levels off. Z follows the
-    family's standard law; its scale s is free for every step count, and its shape passes from an early to a
-    late value with r(k). Fitted by maximum weighted likelihood: L-BFGS over all rows at once, from a moment
+    drop > 0 and τ > 0 bounded, β ∈ (0.3, 1.5), so that the curve grows with the steps and levels off. Means that do not
+    (distilled models fall and peak) keep their offsets d(k) from it, shrunken by a learned variance
+    (:func:`edgesched.offsets.shrunken_offsets`), so that they vanish where the curve is right. Z follows the family's
+    standard law; its scale s is free for every step count within a factor of 7 of the cell's own deviation, and its
+    shape passes from an early to a late value with r(k). Fitted by maximum weighted likelihood: L-BFGS over all rows at once, from a moment
     start. Parameters are kept in units of the table's deviation, for conditioning.
 
     Args:
@@ -104,6 +108,11 @@ class QualityModel(L.LightningModule):
         self.register_buffer("counts", torch.tensor([float(k) for k in steps]))
         self.register_buffer("centre", torch.zeros(()))
         self.register_buffer("unit", torch.ones(()))
+        every = (len(categories), len(models), len(steps))
+        self.register_buffer("offset", torch.zeros(every))
+        self.register_buffer("offset_error", torch.zeros(every))
+        self.register_buffer("log_std", torch.zeros(every))
+        self.converged = False
         self.top = nn.Parameter(torch.zeros(c, m))
         self.log_drop = nn.Parameter(torch.zeros(c, m))
         self.log_tau = nn.Parameter(torch.full((c, m), 1.0))
@@ -117,25 +126,39 @@ class QualityModel(L.LightningModule):
 
     def _spread(self, p: Mapping[str, Tensor], rest: Tensor, step: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Scale in units and shape of the law, from parameters gathered at rows of shape ``rest``."""
-        return pick(p["log_scale"], step).exp(), ()
+        return self._scale(p, step), ()
+
+    def _scale(self, p: Mapping[str, Tensor], step: Tensor) -> Tensor:
+        """Free scales in units, within a factor e² of the cell's own deviation: a constant cell has no likelihood's end."""
+        near = pick(p["log_std"], step)
+        return (near + bounded(pick(p["log_scale"], step) - near, -2.0, 2.0)).exp()
+
+    @property
+    def fixed(self) -> dict[str, Tensor]:
+        """What :meth:`cells` needs beside the free parameters, each of shape (C, M, K)."""
+        return {"offset": self.offset, "log_std": self.log_std}
 
     def gathered(self, category: Tensor, model: Tensor) -> dict[str, Tensor]:
-        """Every parameter at indices that broadcast, the parameter's own dimensions last."""
-        return {name: value[category, model] for name, value in self.named_parameters()}
+        """Every parameter, and what is fixed, at indices that broadcast, its own dimensions last."""
+        return {name: value[category, model] for name, value in (*self.named_parameters(), *self.fixed.items())}
 
     def cells(self, p: Mapping[str, Tensor], model: Tensor, step: Tensor) -> tuple[Tensor, ...]:
         """Mean, location, scale and shape in score points, elementwise in gathered parameters and indices."""
         mean, rest = self._curve(p, self.counts[step] - self.first[model])
         scale, shape = self._spread(p, rest, step)
-        offset, _ = self.law.moments(*shape)
-        return mean, mean - scale * self.unit * offset, scale * self.unit, *shape
+        mean = mean + self.unit * pick(p["offset"], step)
+        centre, _ = self.law.moments(*shape)
+        return mean, mean - scale * self.unit * centre, scale * self.unit, *shape
 
     def _curve(self, p: Mapping[str, Tensor], beyond: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean in score points, and what is left of the drop."""
+        """The curve in score points, and what is left of the drop."""
         beta = 0.3 + 1.2 * p["shape_logit"].sigmoid()
-        relative = (beyond.clamp(min=0) / p["log_tau"].exp()).clamp(min=1e-9)
+        widest = 20 * max(self.step_counts[-1] - self.step_counts[0], 1)
+        tau = bounded(p["log_tau"], math.log(0.05), math.log(widest)).exp()
+        drop = bounded(p["log_drop"], math.log(1e-3), math.log(20.0)).exp()
+        relative = (beyond.clamp(min=0) / tau).clamp(min=1e-9)
         rest = torch.exp(-(relative**beta))
-        return self.centre + self.unit * (p["top"] - p["log_drop"].exp() * rest), rest
+        return self.centre + self.unit * (p["top"] - drop * rest), rest
 
     def _grid(self) -> tuple[Tensor, Tensor, Tensor]:
         c, m, k = (torch.arange(len(names)) for names in (self.categories, self.models, self.step_counts))
@@ -154,10 +177,17 @@ class QualityModel(L.LightningModule):
         return tuple(v.flatten(0, 2).index_select(0, flat.flatten()).reshape(*flat.shape, *v.shape[3:]) for v in every)
 
     def mean(self, steps: Tensor | None = None) -> Tensor:
-        """Mean scores, shape (C, M, K), at the measured step counts or at others, shape (K,)."""
+        """Mean scores, shape (C, M, K), at the measured step counts or at others, shape (K,).
+
+        In between, offsets are linear in the logarithm of the count; beyond, they stay.
+        """
         counts = self.counts if steps is None else steps.to(self.counts)
         p = {name: value[..., None] for name, value in self.named_parameters() if value.ndim == 2}
-        return self._curve(p, counts - self.first[:, None])[0]
+        curve = self._curve(p, counts - self.first[:, None])[0]
+        offset = [
+            _interpolated(counts, self.counts[row], self.offset[:, m, row]) for m, row in enumerate(self.measured)
+        ]
+        return curve + self.unit * torch.stack(offset, 1)
 
     def std(self) -> Tensor:
         """Standard deviations at the measured step counts, shape (C, M, K)."""
@@ -235,11 +265,14 @@ class QualityModel(L.LightningModule):
             return torch.bincount(flat, data.weight * values, minlength=size) / count
 
         self.centre.copy_(data.score.mean())
-        self.unit.copy_(data.score.std(correction=0).clamp(min=1e-3))
+        self.unit.copy_(data.score.std(correction=0).clamp(min=1e-3 * max(1.0, abs(float(self.centre)))))
         z = (data.score - self.centre) / self.unit
         mean = average(z)
         away = z - mean[flat]
-        std = average(away.square()).clamp(min=1e-6).sqrt()
+        std = average(away.square()).clamp(min=0).sqrt()
+        # Scores that do not vary are given a little of the others' variation, or their density has no end.
+        varied = std[std > 1e-6]
+        std = std.clamp(min=max(1e-3, 0.02 * float(varied.median()) if len(varied) else 0.0))
         skew = (average(away**3) / std**3).reshape(shape)
         mean, std = mean.reshape(shape), std.reshape(shape)
         for m, row in enumerate(self.measured):
@@ -251,7 +284,39 @@ class QualityModel(L.LightningModule):
             counts = self.counts[row]
             reached = ((here - low[:, None]) / drop[:, None] >= 0.63).int().argmax(-1)
             self.log_tau[:, m] = (counts[reached] - counts[0]).clamp(min=0.3).log()
+        self.log_std.copy_(std.log())
+        self._start_offsets(data, shape)
         self._start_shape(std, skew, data)
+
+    def _start_offsets(self, data: Observations, shape: tuple[int, int, int]) -> None:
+        """Put the curve through the cell means by weighted least squares, and keep shrunken offsets of what it misses."""
+        points, covariance = cell_means(data, shape)
+        mean, covariance = (points - self.centre) / self.unit, covariance / self.unit.square()
+        variance = covariance.diagonal(dim1=-2, dim2=-1)
+        seen = self.measured.expand(shape)
+        precision = seen / variance.clamp(min=max(1e-6, 0.1 * float(variance[seen].median())))
+        precision = precision / precision.sum()
+        curve = [self.top, self.log_drop, self.log_tau, self.shape_logit]
+        solver = torch.optim.LBFGS(curve, 1.0, 300, history_size=30, tolerance_change=1e-12, tolerance_grad=1e-9,
+                                   line_search_fn="strong_wolfe")  # fmt: skip
+        beyond = self.counts - self.first[:, None]
+
+        def fitted() -> Tensor:
+            p = {name: getattr(self, name)[..., None] for name in ("top", "log_drop", "log_tau", "shape_logit")}
+            return (self._curve(p, beyond)[0] - self.centre) / self.unit
+
+        def loss() -> Any:
+            solver.zero_grad()
+            with torch.enable_grad():
+                value = (precision * (fitted() - mean).square()).sum()
+                value.backward()
+            return value
+
+        solver.step(loss)
+        solver.zero_grad()
+        offset, error = shrunken_offsets(mean - fitted(), covariance, self.measured)
+        self.offset.copy_(offset)
+        self.offset_error.copy_(error)
 
     def _start_shape(self, std: Tensor, skew: Tensor, data: Observations) -> None:
         """Start the parameters around the mean, from deviations in units and skewness of shape (C, M, K)."""
@@ -314,6 +379,22 @@ class QualityModel(L.LightningModule):
             category_names=self.categories,
             model_names=self.models,
         )
+
+
+def bounded(value: Tensor, low: float, high: float) -> Tensor:
+    """A free number held between two bounds, smoothly, and nearly itself in the middle."""
+    middle, half = (low + high) / 2, (high - low) / 2
+    return middle + half * torch.tanh((value - middle) / half)
+
+
+def _interpolated(at: Tensor, counts: Tensor, values: Tensor) -> Tensor:
+    """Values (C, K) at counts (K,), linear in the logarithm of the count and held beyond: (C, points)."""
+    if len(counts) == 1:
+        return values.expand(-1, len(at))
+    x, known = at.clamp(min=1e-9).log().contiguous(), counts.log()
+    right = torch.searchsorted(known, x).clamp(1, len(known) - 1)
+    part = ((x - known[right - 1]) / (known[right] - known[right - 1])).clamp(0, 1)
+    return torch.lerp(values[:, right - 1], values[:, right], part)
 
 
 def pick(values: Tensor, step: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from factories import CATEGORIES, MODELS, OVERHEAD_S, STEP_TIME_S, STEPS, synthe
 from scipy import optimize, stats
 
 import edgesched as es
-from edgesched.diagnostics import standard_errors
+from edgesched.diagnostics import cell_misfit, standard_errors
 from edgesched.distributions import Normal, Quantiles, SkewNormal, StudentT
 from edgesched.errors import ScenarioError, ScoreTableError
 from edgesched.latency import fit_latency, fit_line, latency_remarks
@@ -403,3 +403,72 @@ def test_times_come_from_the_timing_pass_where_there_is_one(table):
     timed = ScoreTable(table.frame, {"timing": timing})
     assert fit_latency(timed)["tiny"].overhead_s == pytest.approx(1.0)
     assert fit_latency(table)["tiny"].overhead_s == pytest.approx(OVERHEAD_S[0], rel=1e-3)
+
+
+def shaped_table(mean, prompts=40, std=3.0, seed=0, constant=()):
+    """One category and model whose means over the step counts are given; cells in ``constant`` do not vary."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        (f"p{i}", "Basic", "tiny", k, 0, mean(k) + (0 if k in constant else std * rng.normal()), 0.1 * k, 1)
+        for i in range(prompts) for k in STEPS
+    ]  # fmt: skip
+    columns = ["prompt_id", "category", "model", "steps", "seed", "clip_score", "latency_s", "batch_size"]
+    return ScoreTable(pd.DataFrame(rows, columns=columns))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "mean", [lambda k: 40.0 - k, lambda k: 30.0 - 4 * abs(np.log2(k / 4))], ids=["falling", "peak"]
+)
+def test_means_that_fall_or_peak_are_recovered_to_within_the_noise(mean, family):
+    table = shaped_table(mean)
+    fit = es.fit_quality(table, family=family)
+    found = fit.mean().detach().flatten().numpy()
+    truth = np.array([mean(k) for k in STEPS])
+    assert np.abs(found - truth).max() < 3 * 3.0 / np.sqrt(40)
+    measured = table.frame.groupby("steps")["clip_score"].mean().to_numpy()
+    assert np.abs(found - measured).max() < 3.0 / np.sqrt(40)
+    assert int(found.argmax()) == int(truth.argmax())
+    assert fit.converged
+    assert fit.std().detach().numpy() == pytest.approx(3.0, rel=0.45)
+    worst = cell_misfit(fit, table)[0]
+    assert worst["misfit"] == pytest.approx(np.abs(found - measured).max(), rel=1e-3) or worst["misfit"] < 0
+    assert max(abs(cell["offset"]) for cell in cell_misfit(fit, table)) > 1
+
+
+def test_offsets_vanish_where_the_curve_is_right():
+    sizes = [es.fit_quality(drawn_table(lambda rng, n: rng.normal(0, 5, n), seed=s)) for s in range(2)]
+    noise = 5 / np.sqrt(64)
+    for fit in sizes:
+        assert (fit.unit * fit.offset).square().mean().sqrt() < 0.6 * noise
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_constant_cell_keeps_every_deviation_bounded(family):
+    for constant in ((4,), (1, 16), STEPS):
+        fit = es.fit_quality(shaped_table(lambda k: 30.0 - 5 / k, constant=constant), family=family)
+        std = fit.std().detach().flatten()
+        assert torch.isfinite(fit.mean()).all()
+        assert (std < 6).all()
+        assert (std > 0).all()
+        assert fit.converged
+
+
+def test_a_skewed_table_with_outliers_and_constants_does_not_diverge():
+    rng = np.random.default_rng(1)
+    frame = synthetic_frame(30, seeds=1)
+    frame["clip_score"] = np.where(frame.model == "tiny", 25.0, 20 + 30 * rng.pareto(1.5, len(frame)).clip(0, 50))
+    fit = es.fit_quality(ScoreTable(frame), family="skew_normal")
+    assert torch.isfinite(fit.mean()).all()
+    assert torch.isfinite(fit.std()).all()
+
+
+def test_a_fit_that_does_not_converge_says_so_by_name(table, caplog, monkeypatch):
+    fit = es.fit_quality(table, family="student_t", max_epochs=1)
+    assert not fit.converged
+    assert "family student_t: the fit did not converge in 1 epochs" in caplog.text
+    monkeypatch.setattr(SkewNormal, "log_density", staticmethod(lambda z, delta: z * float("nan")))
+    with pytest.raises(
+        ScoreTableError, match="family skew_normal: the fit diverged, .*'Basic'.* choose another family"
+    ):
+        es.fit_quality(table, family="skew_normal", max_epochs=3)
