@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import difflib
 import inspect
 import logging
 import time
@@ -20,6 +21,7 @@ from edgesched.errors import ModelError
 log = logging.getLogger(__name__)
 _PACKAGE = "package:"
 # What `encode_prompt` of a pipeline class returns, in order; other classes encode inside their call.
+_RANGE = 1e-3
 _EMBEDDINGS = {
     "StableDiffusionPipeline": ("prompt_embeds", "negative_prompt_embeds"),
     "StableDiffusionXLPipeline": (
@@ -177,8 +179,10 @@ class DiffusionModel:
                 library.disable_progress_bar()
             folder = fetchable("model", self.path, self.revision, "model_index.json")
             options: dict[str, Any] = {"dtype": self.dtype, "use_safetensors": True}
+            if self.variant is not None:
+                options["variant"] = self.variant
             if not Path(folder).is_dir():
-                options |= {"revision": self.revision, "variant": self.variant}
+                options["revision"] = self.revision
             try:
                 pipeline = AutoPipelineForText2Image.from_pretrained(folder, **options)
             except Exception as exc:
@@ -239,7 +243,19 @@ class DiffusionModel:
         kind = type(pipeline.scheduler) if self.scheduler is None else getattr(diffusers, self.scheduler, None)
         if kind is None:
             raise ModelError(f"scheduler: diffusers has no class {self.scheduler!r}")
+        known = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "kwargs")]
+        for option in self.scheduler_options:
+            if option not in known:
+                near = difflib.get_close_matches(option, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+                raise ModelError(f"scheduler_options: {kind.__name__} has no option {option!r}; {hint}")
         return kind.from_config({**self._scheduler_config, **self.scheduler_options})
+
+    @property
+    def _alone(self) -> bool:
+        """Whether images are made one by one: texts are encoded in batches, or steps draw from the global state."""
+        pipeline = self.pipeline
+        return type(pipeline).__name__ not in _EMBEDDINGS or not hasattr(pipeline, "prepare_extra_step_kwargs")
 
     def _encoded(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Text embeddings as arguments of the pipeline's call; each prompt is encoded once, and by itself.
@@ -289,6 +305,19 @@ class DiffusionModel:
         """
         if not self.allows(steps):
             raise ModelError(f"{self.path}: {steps} is not one of its step counts {list(self.steps or ())}")
+        if self._alone:
+            if len(texts) > 1:
+                pairs = zip(texts, seeds, strict=True)
+                return np.concatenate([self.generate([text], steps, [seed], on_step) for text, seed in pairs])
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(seeds[0])
+                return self._called(texts, steps, seeds, on_step)
+        return self._called(texts, steps, seeds, on_step)
+
+    def _called(
+        self, texts: Sequence[str], steps: int, seeds: Sequence[int], on_step: Callable[[int], None] | None
+    ) -> np.ndarray:
+        """One call of the pipeline, and what comes of it checked."""
         pipeline = self.pipeline
         pipeline.scheduler = self._fresh_scheduler()
         options: dict[str, Any] = {
@@ -308,7 +337,14 @@ class DiffusionModel:
         else:
             options["prompt"] = list(texts)
         images = pipeline(**{k: v for k, v in options.items() if k in accepted}).images
-        return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        images = images.float()
+        if not bool(images.isfinite().all()):
+            raise ModelError(f"{self.path}: an image at {steps} steps is not finite; leave that step count out, or choose "
+                             "another scheduler or dtype")  # fmt: skip
+        if images.ndim != 4 or images.shape[1] != 3 or float(images.min()) < -_RANGE or float(images.max()) > 1 + _RANGE:
+            raise ModelError(f"{self.path}: images of shape {tuple(images.shape)} from {float(images.min()):g} to "
+                             f"{float(images.max()):g}; expected 3 channels from 0 to 1")  # fmt: skip
+        return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
     def seconds_per_image(self, steps: int, batch_size: int, repeats: int = 5) -> float:
         """Median measured seconds per image, text encoding counted, over synchronised repeats after a warm-up."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgesched.errors import ScoreTableError
+from edgesched.reading import check_fields
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,7 @@ class ScoreTable:
         score: Name of the score column to plan with.
         models: If given, the model names that are allowed.
         min_prompts: Categories with fewer prompts are left out, with a message.
+        order: Order of the categories, kept by every part of the table; without it that of their first rows.
 
     Raises:
         ScoreTableError: Naming the row, the column, the value and what was expected.
@@ -56,6 +58,7 @@ class ScoreTable:
     score: str = "clip_score"
     models: tuple[str, ...] | None = None
     min_prompts: int = MIN_PROMPTS
+    order: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         frame = _validated(self.frame, self.score, self.models)
@@ -63,14 +66,17 @@ class ScoreTable:
         object.__setattr__(self, "frame", frame)
         present = dict.fromkeys(frame["model"])
         object.__setattr__(self, "models", tuple(m for m in (self.models or present) if m in present))
+        found = dict.fromkeys(frame["category"])
+        order = [c for c in (self.order or found) if c in found]
+        object.__setattr__(self, "order", (*order, *(c for c in found if c not in order)))
 
     def __len__(self) -> int:
         return len(self.frame)
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Categories in the order of their first row."""
-        return tuple(dict.fromkeys(self.frame["category"]))
+        """Categories in their order, which every part of a table keeps."""
+        return self.order or ()
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -94,7 +100,7 @@ class ScoreTable:
 
     def replaced(self, frame: pd.DataFrame, min_prompts: int = 1) -> ScoreTable:
         """The same table with other rows."""
-        return ScoreTable(frame, self.manifest, self.score, self.models, min_prompts)
+        return ScoreTable(frame, self.manifest, self.score, self.models, min_prompts, self.order)
 
     def split(self, salt: int | None = None) -> tuple[ScoreTable, ScoreTable]:
         """Fit and replay halves by a hash of the prompt's id: no prompt is in both, and it never changes.
@@ -212,7 +218,10 @@ class ScoreTable:
         import pandas as pd
 
         try:
-            frame = pd.read_csv(path)
+            check_fields(path)
+            text = {name: str for name in ("prompt_id", "category", "model")}
+            old = {name: str for name, new in (columns or {}).items() if new in text}
+            frame = pd.read_csv(path, index_col=False, dtype=text | old, keep_default_na=False, na_values=[""])
         except (OSError, ValueError) as exc:
             raise ScoreTableError(f"{path}: cannot be read as CSV ({exc})") from exc
         renamed = {old: new for old, new in (columns or {}).items() if old in frame}
@@ -251,7 +260,7 @@ def _validated(frame: pd.DataFrame, score: str, models: tuple[str, ...] | None) 
             if kind == "str":
                 frame[column] = frame[column].astype(str).astype(object)
             else:
-                frame[column] = frame[column].astype(kind)
+                frame[column] = _cast(frame[column], str(column), kind)
         except (TypeError, ValueError) as exc:
             raise ScoreTableError(f"{column}: expected {kind} ({exc})") from exc
         if kind.startswith("float"):
@@ -279,6 +288,25 @@ def _validated(frame: pd.DataFrame, score: str, models: tuple[str, ...] | None) 
     if (several > 1).any():
         raise ScoreTableError(f"prompt {several.idxmax()!r} stands in more than one category")
     return frame
+
+
+def _cast(values: pd.Series, column: str, kind: str) -> pd.Series:
+    """Values of another type, if that changes none of them.
+
+    Raises:
+        ScoreTableError: Naming the first row whose value would become another.
+    """
+    cast = values.astype(kind)
+    if kind == "bool":
+        changed = ~values.isin([True, False]).to_numpy()
+    elif kind.startswith("int"):
+        changed = (values.astype("float64") != cast.astype("float64")).to_numpy()
+    else:
+        return cast
+    if changed.any():
+        row = int(changed.argmax())
+        raise ScoreTableError(f"row {row}: {column} is {values.iloc[row]!r}; expected {kind}")
+    return cast
 
 
 def _large_enough(frame: pd.DataFrame, least: int) -> pd.DataFrame:
