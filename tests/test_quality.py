@@ -180,7 +180,7 @@ def test_parameters_lie_in_their_intervals_at_the_nominal_rate(family):
     noise, std = NOISES[family]
     truth = torch.tensor([[[true_mean(c, m, k) for k in STEPS] for m in range(3)] for c in range(4)])
     mean_hit, std_hit = [], []
-    for seed in range(2):
+    for seed in range(3):
         table = drawn_table(noise, seed=seed)
         fit = es.fit_quality(table, family=family, strength=0)
         mean_hit.append((fit.mean() - truth).abs() <= 1.96 * standard_errors(fit, table))
