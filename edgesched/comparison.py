@@ -29,7 +29,7 @@ class RunRecord:
     Attributes:
         folder: Its folder.
         name: Name of the experiment.
-        overrides: Keys given on the command line, seed and logging apart.
+        overrides: Keys given on the command line, seed and logging apart, and the digest of the scores as ``source``.
         seed: Its seed.
         methods: Method → ``utility quality latency_s gap seconds``; replayed on held-out prompts where the run did that.
     """
@@ -86,6 +86,9 @@ def _record(folder: Path, metrics: dict[str, Any]) -> RunRecord | None:
     given = [str(text) for text in OmegaConf.load(folder / ".hydra/overrides.yaml")]
     pairs = dict(text.lstrip("+~").partition("=")[::2] for text in given)
     overrides = {k: v for k, v in pairs.items() if k.split(".")[0] not in (*_NOT_A_SETTING, "experiment")}
+    source = metrics.get("source")
+    if isinstance(source, dict) and "digest" in source:
+        overrides["source"] = str(source["digest"])[:8]  # one path may have held other scores in another run
     methods = {}
     for name, row in metrics["methods"].items():
         replayed = row.get("replay", {})

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,21 +17,63 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from edgesched.digests import content_digest, json_text
+
 FINISHED, FAILED, SKIPPED = "finished.json", "failed.json", "skipped.json"
 _OF_THE_PLACE = ("run_folder", "logger", "rerun")
+_WRITTEN = ("out", "weights")  # what a job makes is not what it depends on
+_FOLDER = re.compile(r"(^|_)(path|paths|file|files|folder|folders)$")
+_CODE = ("edgesched", "conf", "scripts")
 
 
 def job_digest(cfg: DictConfig) -> str:
-    """What a job's result depends on: its whole configuration, the package's version, and the state of its clone.
+    """What a job's result depends on, by content and not by name.
 
-    Where the run folder lies, and how it is logged, do not count.
+    That is its whole configuration, the files that it names, the code of components from outside the package, the
+    package's version, and the state of its clone. Where the run folder lies, and how it is logged, do not count.
     """
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
     for name in _OF_THE_PLACE:
         plain.pop(name, None)
-    told = json.dumps([plain, metadata.version("edgesched"), _clone()], sort_keys=True, default=str)
+    told = json_text([plain, dict(_contents(plain)), metadata.version("edgesched"), _clone()])
     return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _contents(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Digest of every file that a configuration names, of folders under a key for a path, and of foreign code."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            if name not in _WRITTEN:
+                yield from _contents(value, str(name))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _contents(value, key)
+    elif isinstance(node, str) and node:
+        try:
+            if key in ("_target_", "task"):
+                code = _foreign_code(node)
+                if code is not None:
+                    yield node, content_digest(code)
+            elif Path(node).is_file() or (_FOLDER.search(key) and Path(node).is_dir()):
+                yield node, content_digest(node)
+        except (OSError, ValueError):
+            return  # no name of a file, or one that the job itself has to complain of
+
+
+def _foreign_code(target: str) -> str | None:
+    """File of the module that a dotted name lies in, unless it is this package's."""
+    parts = target.split(".")
+    if parts[0] == __name__.split(".")[0]:
+        return None
+    for end in range(len(parts), 0, -1):
+        try:
+            found = importlib.util.find_spec(".".join(parts[:end]))
+        except (ImportError, AttributeError, ValueError):
+            continue
+        if found is not None:
+            return found.origin if found.has_location else None
+    return None
 
 
 def _clone() -> str:
@@ -36,11 +81,13 @@ def _clone() -> str:
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return ""
+    new = ("ls-files", "--others", "--exclude-standard", "-z")
     try:
         done = [
             subprocess.run(["git", *command], cwd=root, capture_output=True, timeout=10, check=True).stdout
-            for command in (["rev-parse", "HEAD"], ["diff", "HEAD", "--", "edgesched", "conf", "scripts"])
+            for command in (["rev-parse", "HEAD"], ["diff", "--binary", "HEAD", "--", *_CODE], [*new, "--", *_CODE])
         ]
+        done += [content_digest(root / os.fsdecode(name)).encode() for name in done[-1].split(b"\0") if name]
     except (OSError, subprocess.SubprocessError):
         return ""
     return hashlib.sha256(b"".join(done)).hexdigest()

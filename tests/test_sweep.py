@@ -142,6 +142,30 @@ def test_what_a_job_is_depends_on_its_values_not_on_its_place(tmp_path):
     assert earlier(tmp_path / "two/0", "other") is None
 
 
+def test_a_job_is_another_when_the_content_of_a_file_it_names_is_another(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("scores.csv", "nested.csv", "table/scores.parquet", "written/shard", "b2_own_scores.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    cfg = OmegaConf.create({
+        "data": {"path": "scores.csv", "more": [{"anything": "nested.csv"}]}, "prompts": {"path": "table"},
+        "campaign": {"out": "written"}, "score": {"mine": {"_target_": "b2_own_scores.Score"}},
+        "model": {"hub": {"path": "some/model"}},
+    })  # fmt: skip
+    digests = [job_digest(cfg)]
+    assert job_digest(cfg) == digests[0]
+    for name in ("scores.csv", "nested.csv", "table/scores.parquet", "b2_own_scores.py"):
+        (tmp_path / name).write_text("2")  # as long as before: size alone does not tell
+        os.utime(tmp_path / name, ns=(1, len(digests)))
+        digests.append(job_digest(cfg))
+    assert len(set(digests)) == 5
+    (tmp_path / "written/shard").write_text("2")
+    (tmp_path / "table/scores.parquet").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(tmp_path / "table/scores.parquet")
+    assert job_digest(cfg) == digests[-1]
+
+
 def made_up(folder, overrides, seed, utility, latency=1.0, methods=("plan",)):
     (folder / ".hydra").mkdir(parents=True)
     OmegaConf.save({"name": "plan", "seed": seed}, folder / ".hydra/config.yaml")
@@ -176,6 +200,18 @@ def test_a_run_repeated_with_one_seed_counts_once(tmp_path):
     made_up(tmp_path / "2026-01-02/0", ["search=relax"], 0, 5.0)
     table = compare_runs(read_runs([tmp_path, tmp_path / "2026-01-01"]))
     assert table[["seeds", "utility"]].values.tolist() == [[1, 5.0]]
+
+
+def test_runs_of_other_scores_under_one_name_are_not_averaged(tmp_path):
+    for seed, (utility, digest) in enumerate([(1.0, "a" * 16), (3.0, "a" * 16), (9.0, "b" * 16)]):
+        made_up(tmp_path / f"a/{seed}", ["data.path=mine.csv"], seed, utility)
+        file = tmp_path / f"a/{seed}/metrics.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"source": {"digest": digest}}))
+    table = compare_runs(read_runs([tmp_path]))
+    assert table[["setting", "seeds", "utility"]].values.tolist() == [
+        ["source=aaaaaaaa", 2, 2.0],
+        ["source=bbbbbbbb", 1, 9.0],
+    ]
 
 
 def test_nothing_to_compare_is_one_line(tmp_path):
