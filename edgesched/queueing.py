@@ -323,7 +323,7 @@ def agreement(
     expected = float(evaluate(scenario, plan).latency_s) if scenario.latency == "queue" else float("inf")
     if not expected < float("inf"):
         raise RequestError("agreement: expected a scenario in queue mode and a plan that is not overloaded")
-    names = [str(c) for c in range(scenario.shape[1])]
+    names = scenario.category_names or tuple(str(c) for c in range(scenario.shape[1]))
     stream = poisson(scenario.demand[0].tolist(), names, requests=requests, replicas=replicas, seed=seed)
     served = simulate(stream, scenario, plan, seed=seed)
     mean = summary(stream, served, warm_up=0.2)["mean_s"][0]
