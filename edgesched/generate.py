@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import difflib
+import hashlib
 import inspect
 import logging
 import time
@@ -341,7 +341,12 @@ class DiffusionModel:
         if not bool(images.isfinite().all()):
             raise ModelError(f"{self.path}: an image at {steps} steps is not finite; leave that step count out, or choose "
                              "another scheduler or dtype")  # fmt: skip
-        if images.ndim != 4 or images.shape[1] != 3 or float(images.min()) < -_RANGE or float(images.max()) > 1 + _RANGE:
+        if (
+            images.ndim != 4
+            or images.shape[1] != 3
+            or float(images.min()) < -_RANGE
+            or float(images.max()) > 1 + _RANGE
+        ):
             raise ModelError(f"{self.path}: images of shape {tuple(images.shape)} from {float(images.min()):g} to "
                              f"{float(images.max()):g}; expected 3 channels from 0 to 1")  # fmt: skip
         return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

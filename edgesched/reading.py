@@ -26,5 +26,5 @@ def check_fields(path: Path | str, separator: str = ",") -> None:
             raise ValueError("the file is empty")
         width = len(header)
         for row in rows:
-            if row and row[width:] not in ([], [""]) or 0 < len(row) < width:
+            if (row and row[width:] not in ([], [""])) or 0 < len(row) < width:
                 raise ValueError(f"line {rows.line_num}: {len(row)} fields, the header has {width}; quote the text")

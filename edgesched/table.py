@@ -219,7 +219,7 @@ class ScoreTable:
 
         try:
             check_fields(path)
-            text = {name: str for name in ("prompt_id", "category", "model")}
+            text = dict.fromkeys(("prompt_id", "category", "model"), str)
             old = {name: str for name, new in (columns or {}).items() if new in text}
             frame = pd.read_csv(path, index_col=False, dtype=text | old, keep_default_na=False, na_values=[""])
         except (OSError, ValueError) as exc:
