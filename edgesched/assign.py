@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from edgesched.errors import PlanError
+from edgesched.errors import ArgumentError, PlanError
 from edgesched.objective import best_share, evaluate, step_service_times
 from edgesched.thresholds import Below, mixture_quantiles, routed, threshold_assignment, train_thresholds
 from edgesched.types import Plan, Scenario
@@ -103,7 +103,7 @@ class Probabilistic:
             raise PlanError(f"thresholds: expected {m - 1} for {m} models, got {len(self.thresholds)}")
         cuts = torch.tensor(list(self.thresholds), dtype=scenario.demand.dtype, device=scenario.device)
         if not bool((cuts.diff() >= 0).all()) or bool(cuts.isnan().any()):
-            raise PlanError(f"thresholds: expected increasing values, got {list(self.thresholds)}")
+            raise ArgumentError(f"thresholds: expected increasing values, got {list(self.thresholds)}")
         return cuts.expand(len(scenario), m - 1)
 
     def _below(self, scenario: Scenario, scores: Distributions | None) -> Below:
@@ -164,7 +164,7 @@ class Trained(Probabilistic):
     def __post_init__(self) -> None:
         for name in ("starts", "iterations"):
             if getattr(self, name) < 1:
-                raise PlanError(f"{name}: expected at least 1, got {getattr(self, name)}")
+                raise ArgumentError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
     def cuts(self, scenario: Scenario, scores: Distributions | None) -> Tensor:
         """Trained thresholds in score points, shape (B, M − 1), without gradient."""
@@ -195,9 +195,9 @@ class GainPerSecond:
 
     def __post_init__(self) -> None:
         if self.price is not None and self.price < 0:
-            raise PlanError(f"price: expected at least 0 points a second, got {self.price}")
+            raise ArgumentError(f"price: expected at least 0 points a second, got {self.price}")
         if self.prices < 2:
-            raise PlanError(f"prices: expected at least 2, got {self.prices}")
+            raise ArgumentError(f"prices: expected at least 2, got {self.prices}")
 
     def __call__(self, scenario: Scenario, scores: Distributions | None = None) -> Tensor:
         """Probabilities, shape (B, C, M), each 0 or 1."""

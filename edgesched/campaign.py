@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import hashlib
-import json
 import logging
 import platform
 import subprocess
@@ -23,13 +22,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edgesched.digests import json_text, settings_of, text_digest
-from edgesched.errors import CampaignError, ModelError
+from edgesched.errors import CampaignError, ModelError, reason
 from edgesched.generate import DiffusionModel, image_seed
-from edgesched.generation import Generation, Job, predict, reason
+from edgesched.generation import Generation, Job, predict
 from edgesched.score import SampleScore
 from edgesched.shards import SETTINGS, TEXT, CampaignFolder, Kept
 from edgesched.table import ScoreTable
 from edgesched.types import PromptSet
+from edgesched.writing import json_document, write_bytes
 
 log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "diffusers", "transformers", "lightning", "edgesched")
@@ -324,7 +324,7 @@ def _assemble(
         }
         table = ScoreTable(frame, manifest, next(iter(scorers)), names, min_prompts=1)
         with folder.guarded():
-            folder.atomic(folder.out / SETTINGS, json.dumps(of_all, indent=2).encode())
+            write_bytes(folder.out / SETTINGS, json_document(of_all).encode())
             table.save(folder.out)
     return table
 

@@ -5,6 +5,13 @@ class EdgeschedError(Exception):
     """Base class: a message meant for the user, naming the field, the value and what is allowed."""
 
 
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line; one that is not ours begins with its kind."""
+    told = str(error).strip().splitlines()
+    kind = "" if isinstance(error, EdgeschedError) else f"{type(error).__name__}: "
+    return (kind + (told[0] if told else "no reason given"))[:240]
+
+
 class ScenarioError(EdgeschedError, ValueError):
     """A :class:`~edgesched.types.Scenario` is malformed."""
 
@@ -43,3 +50,7 @@ class CampaignError(EdgeschedError, RuntimeError):
 
 class RequestError(EdgeschedError, ValueError):
     """A stream of requests cannot be made, or does not fit a plan."""
+
+
+class OutputError(EdgeschedError, RuntimeError):
+    """A result cannot be written."""

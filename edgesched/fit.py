@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -18,6 +17,7 @@ from edgesched import figures, report
 from edgesched.config import build
 from edgesched.table import ScoreTable
 from edgesched.tracking import Tracker
+from edgesched.writing import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ def fit(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     }
     pictures = _figures(folder / "figures", table, models, held, measured, chosen, cfg.fit.level)
     metrics["seconds_total"] = time.perf_counter() - started
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", metrics)
     columns, rows_shown = _family_rows(measured, chosen)
     report.print_table(f"Families on held-out prompts, scores from {table.device}", columns, rows_shown)
     print(metrics["words"], flush=True)

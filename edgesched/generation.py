@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader
 
 from edgesched.digests import text_digest
-from edgesched.errors import CampaignError, EdgeschedError, ModelError
+from edgesched.errors import CampaignError, ModelError, reason
 from edgesched.generate import DiffusionModel, image_seed
 from edgesched.score import SampleScore
 from edgesched.shards import TEXT, CampaignFolder
@@ -40,13 +40,6 @@ class Job:
     model: str
     steps: int
     rows: Rows
-
-
-def reason(exc: BaseException) -> str:
-    """What an exception says, in one line; one that is not ours begins with its kind."""
-    told = str(exc).strip().splitlines()
-    kind = "" if isinstance(exc, EdgeschedError) else f"{type(exc).__name__}: "
-    return (kind + (told[0] if told else "no reason given"))[:240]
 
 
 class Generation(L.LightningModule):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -26,6 +24,7 @@ from edgesched.simulate import compare, replay
 from edgesched.table import ScoreTable
 from edgesched.tracking import Tracker
 from edgesched.types import Plan
+from edgesched.writing import write_json
 
 PREDICTED, SEEN = "predicted", "seen"
 
@@ -68,10 +67,7 @@ def difficulty(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
         "source": {"device": table.device, "digest": table.digest(), "rows": len(table)},
         "seconds_total": time.perf_counter() - started,
     }
-    # An infinite penalty, "predict nothing", has no JSON form.
-    metrics["penalty"] = None if np.isinf(fitted.model.penalty) else fitted.model.penalty
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "metrics.json", metrics)
     rows: list[list[report.Cell]] = [
         [name, load, row["plain"], row["split"], f"{row['value']:+.3f} ({row['lo']:+.3f} to {row['hi']:+.3f})"]
         for name, by_load in gains.items()

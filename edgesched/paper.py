@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +32,7 @@ from edgesched.simulate import replay
 from edgesched.table import ScoreTable
 from edgesched.tracking import Tracker
 from edgesched.types import Plan, Scenario
+from edgesched.writing import json_document, left_out, write_json
 
 BASELINES = ("direct", "random", "equal_allocation", "optimal_step")
 ALLOCATIONS = ("equal_allocation", "optimal_step", "published", "annealing", "relaxed", "exact")
@@ -93,7 +93,7 @@ def paper(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     Returns:
         Median relative quality gain of annealing over the four baselines together, in per cent.
     """
-    from edgesched.pipeline import _live_samples, _write_json, build_method
+    from edgesched.pipeline import _live_samples, build_method
 
     started = time.perf_counter()
     table: ScoreTable = build(cfg.data, "data")
@@ -119,13 +119,18 @@ def paper(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
         },
         "source": {"device": table.device, "digest": table.digest(), "rows": len(table)},
     }  # fmt: skip
-    metrics["agreement"] = _agreement(cfg, build(cfg.quality, "quality")(table), middle[2])
-    metrics["words"] = words(
-        metrics["headline"], {key: value for key, value in metrics["agreement"].items() if value is not None}
-    )
-    pictures = _figures(cfg, folder / "figures", table, methods, grid, middle, samples)
+    metrics |= {"agreement": {}, "words": words(metrics["headline"], {})}
+    write_json(folder / "metrics.json", metrics)  # what comes after is optional, and must not lose the grid
+    with left_out("the agreement of simulator, theory and service"):
+        metrics["agreement"] = _agreement(cfg, build(cfg.quality, "quality")(table), middle[2])
+        metrics["words"] = words(
+            metrics["headline"], {key: value for key, value in metrics["agreement"].items() if value is not None}
+        )
+    pictures: Pictures = {}
+    with left_out("the remaining figures"):
+        _figures(cfg, folder / "figures", table, methods, grid, middle, samples, pictures)
     metrics["seconds_total"] = time.perf_counter() - started
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     columns, rows = headline_rows(metrics)
     report.print_table(f"Gains on held-out prompts, scores from {table.device}", columns, rows)
     for sentence in metrics["words"]:
@@ -310,11 +315,10 @@ def _figures(
     grid: Grid,
     middle: tuple[float, float, float],
     samples: Any,
-) -> Pictures:
-    """The ten figures; name → (file, caption)."""
+    made: Pictures,
+) -> None:
+    """The ten figures, each put into ``made`` when it stands: name → (file, caption)."""
     from edgesched.pipeline import plan_all, score_figures
-
-    made: Pictures = {}
 
     def keep(name: str, figure: Any, caption: str) -> None:
         made[name] = (figures.save(figure, folder / f"{name}.png", vector=True), caption)
@@ -329,9 +333,10 @@ def _figures(
             figures.sample_images(samples[1], samples[0].texts),
             "Images generated in this run, a row for each model.",
         )
-    found = score_levels(table, quality.models)
-    keep("score_levels", figures.score_levels(found["levels"], found["cuts"], found["reference"], table.score),
-         f"Prompts in three levels by their score under {found['reference']}: what every model makes of them.")  # fmt: skip
+    with left_out("the figure of score levels"):
+        found = score_levels(table, quality.models)
+        keep("score_levels", figures.score_levels(found["levels"], found["cuts"], found["reference"], table.score),
+             f"Prompts in three levels by their score under {found['reference']}: what every model makes of them.")  # fmt: skip
     scenario = _scenarios(quality, [middle], str(cfg.workload.latency))
     compared = {str(n): build(node, f"policies.compare.{n}") for n, node in cfg.policies.compare.items()}
     plans: dict[str, Plan] = plan_policies(compared, scenario, quality, build(cfg.policies.search, "policies.search"))
@@ -366,7 +371,6 @@ def _figures(
     fronts = {n: (grid.curve(n, "latency_s", 2, middle), grid.curve(n, "quality", 2, middle)) for n in shown}
     keep("front", figures.front(fronts), f"Quality against delay as the weight of delay changes, at load {middle[0]:g} "
          f"and budget {middle[1]:g}; 95 % intervals over splits and prompts.")  # fmt: skip
-    return made
 
 
 def _report(
@@ -397,6 +401,6 @@ def _report(
         *(report.Section(f"Figure {i}: {name.replace('_', ' ')}", figures=[picture])
           for i, (name, picture) in enumerate(pictures.items(), 1)),
         report.Section("Do the numbers agree with each other", (), ("check", "value"), agreement),
-        report.Section("All of it", code=json.dumps({k: metrics[k] for k in ("headline", "middle")}, indent=2)),
+        report.Section("All of it", code=json_document({k: metrics[k] for k in ("headline", "middle")})),
     ]  # fmt: skip
     report.write_html(folder / "report.html", f"edgesched: {cfg.name}", facts, sections)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import shutil
@@ -23,13 +22,14 @@ from omegaconf.errors import InterpolationToMissingValueError
 from edgesched import figures, report
 from edgesched.bounds import regret, upper_bound
 from edgesched.config import build, check
-from edgesched.errors import ConfigError, SearchError
+from edgesched.errors import ArgumentError, ConfigError, PlanError, SearchError
 from edgesched.fit import fit as fit
 from edgesched.objective import evaluate
 from edgesched.simulate import Replay, compare, replay
 from edgesched.table import ScoreTable
 from edgesched.tracking import Tracker
 from edgesched.types import Plan, PromptSet, Scenario, SearchResult
+from edgesched.writing import json_document, write_json
 
 log = logging.getLogger(__name__)
 PUBLISHED_BASELINES = ("direct", "random", "equal_allocation", "optimal_step")
@@ -141,12 +141,12 @@ def schedule(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     }
     best = "annealing" if "annealing" in results else max(results, key=lambda n: outcomes[n].utility)
     plan = named_plan(results[best].plan, table.categories, quality.models, best, workload)
-    _write_json(folder / "plan.json", plan)
+    write_json(folder / "plan.json", plan)
     pictures = _schedule_figures(
         folder / "figures", table, fit_half, quality, results, outcomes, metrics, best, samples
     )
     metrics["seconds_total"] = time.perf_counter() - started
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     columns, rows = _method_table(metrics)
     report.print_table(f"Plans for one slot, scores from {table.device}", columns, rows)
     _schedule_report(folder, cfg, table, metrics, plan, pictures, (columns, rows))
@@ -171,13 +171,25 @@ def build_method(name: str, node: DictConfig) -> tuple[Any, Any]:
 
 
 def plan_all(methods: Mapping[str, tuple[Any, Any]], scenario: Scenario, scores: Any) -> dict[str, SearchResult]:
-    """Plan with every method; one that cannot solve this problem is left out, with the reason."""
+    """Plan with every method; one that cannot solve this problem is left out, with the reason.
+
+    Args:
+        methods: Name → assignment policy and search.
+        scenario: What is planned for.
+        scores: Fitted distributions.
+
+    Raises:
+        ArgumentError: If an argument of a method is wrong, whatever the problem.
+        SearchError: If no method is left.
+    """
     results, reason = {}, ""
     for name, (policy, search) in methods.items():
-        given = policy(scenario, scores)
         try:
+            given = policy(scenario, scores)
             results[name] = search(scenario) if given is None else search(scenario, assignment=given.detach())
-        except SearchError as exc:
+        except ArgumentError as exc:
+            raise ArgumentError(f"{name}: {exc}") from exc
+        except (PlanError, SearchError) as exc:
             log.warning("%s is left out: %s", name, exc)
             reason = str(exc)
     if not results:
@@ -419,7 +431,7 @@ def _schedule_report(
         report.Section("What the scores say", figures=[pictures[n] for n in order if n in pictures]),
         report.Section("How the search went", figures=[pictures[n] for n in ("convergence",) if n in pictures]),
         report.Section("The plan", ("As plan.json in the run folder, for an operator to load.",),
-                       code=json.dumps(plan, indent=2)),
+                       code=json_document(plan)),
     ]  # fmt: skip
     report.write_html(folder / "report.html", f"edgesched: {cfg.name}", facts, sections)
 
@@ -453,7 +465,7 @@ def campaign(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
         "digest": table.digest(),
         "mean_score": {f"{m}/{c}/{k}": float(v) for (m, c, k), v in mean.items()},
     }
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     columns, rows = _family_table(table)
     report.print_table(f"Mean score at each model's best step count, on {table.device}", columns, rows)
     facts = {"Device": table.device, "Images": str(len(table)), "Table": str(cfg.campaign.out)}
@@ -529,7 +541,7 @@ def train_micro(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None
         "seconds_total": time.perf_counter() - started,
         "device": device_name(next(iter(models.values())).device),
     }
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     sheet = prompts.per_category(2)
     shown = sorted({counts[round(i * (len(counts) - 1) / 4)] for i in range(5)})
     images = {
@@ -595,10 +607,3 @@ def _log_curves(out: Path, denoisers: Mapping[str, Any], tracker: Tracker) -> No
             columns = [c for c in frame.columns if c not in ("epoch", "step")]
             for row in frame[["step", *columns]].dropna().to_dict("records"):
                 tracker.metrics({name: {"step": row["step"], **{c: row[c] for c in columns}}})
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from edgesched import figures, report
 from edgesched.config import build
 from edgesched.diagnostics import score_levels
-from edgesched.errors import ConfigError, PlanError, ScoreTableError
+from edgesched.errors import ConfigError, ScoreTableError
 from edgesched.external import variance_table
 from edgesched.objective import single_best_plan
 from edgesched.robust import LowerBound, compare_decisions
@@ -22,6 +22,7 @@ from edgesched.simulate import Replay, compare, plan_cascade, replay, replay_cas
 from edgesched.table import ScoreTable
 from edgesched.tracking import Tracker
 from edgesched.types import Plan, Scenario
+from edgesched.writing import write_json
 
 log = logging.getLogger(__name__)
 SINGLE, LOWER = "single_best", "joint_lower_bound"
@@ -39,7 +40,7 @@ def policies(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     Returns:
         None: nothing here is for a sweep to maximise.
     """
-    from edgesched.pipeline import _plain, _workload, _write_json
+    from edgesched.pipeline import _plain, _workload
 
     started = time.perf_counter()
     options = _plain(cfg.policies)
@@ -72,8 +73,9 @@ def policies(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
             quality.scenario(**workload), fit_half, held, models, seed=int(cfg.seed), search=search, **settings
         )
     metrics["source"] = {"device": table.device, "digest": table.digest(), "rows": len(table)}
+    metrics["score_levels"] = _levels(table, models)
     metrics["seconds_total"] = time.perf_counter() - started
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     pictures = _pictures(metrics, table, models, folder / "figures")
     sections = _sections(metrics, pictures)
     for section in sections:
@@ -101,15 +103,10 @@ def plan_policies(compared: Mapping[str, Any], scenario: Scenario, scores: Any, 
         scores: Fitted distributions.
         search: Search for whatever the policy leaves open.
     """
-    plans = {SINGLE: single_best_plan(scenario)}
-    for name, policy in compared.items():
-        try:
-            given = policy(scenario, scores)
-        except PlanError as exc:
-            log.warning("%s is left out: %s", name, exc)
-            continue
-        plans[name] = search(scenario, assignment=None if given is None else given.detach()).plan
-    return plans
+    from edgesched.pipeline import plan_all
+
+    made = plan_all({name: (policy, search) for name, policy in compared.items()}, scenario, scores) if compared else {}
+    return {SINGLE: single_best_plan(scenario)} | {name: result.plan for name, result in made.items()}
 
 
 def replay_all(
@@ -190,8 +187,16 @@ def _variance(table: ScoreTable, cfg: DictConfig) -> list[dict[str, Any]]:
         return []
 
 
+def _levels(table: ScoreTable, models: Sequence[str]) -> dict[str, Any] | None:
+    try:
+        return score_levels(table, models)
+    except ScoreTableError as exc:
+        log.warning("score levels are left out: %s", exc)
+        return None
+
+
 def _pictures(
-    metrics: dict[str, Any], table: ScoreTable, models: Sequence[str], folder: Path
+    metrics: Mapping[str, Any], table: ScoreTable, models: Sequence[str], folder: Path
 ) -> dict[str, tuple[Path, str]]:
     """Draw what was found; name → (file, caption)."""
     by_load = metrics["loads"]
@@ -206,12 +211,9 @@ def _pictures(
         figures.save(figures.methods_compared(rows), folder / "assignment_methods.png"),
         f"Assignment methods at {middle} requests of every category, on held-out prompts; bars are 95 % intervals.",
     )
-    try:
-        found = score_levels(table, models)
-    except ScoreTableError as exc:
-        log.warning("score levels are left out: %s", exc)
+    found = metrics["score_levels"]
+    if found is None:
         return made
-    metrics["score_levels"] = found
     figure = figures.score_levels(found["levels"], found["cuts"], found["reference"], table.score)
     apart = "by another seed than is shown" if found["own_scores"] else "whose own bars are biased by it"
     made["score_levels"] = (

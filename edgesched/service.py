@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from edgesched.slots import SlotRun, demand_of_slots, run_slots
 from edgesched.table import ScoreTable
 from edgesched.tracking import Tracker
 from edgesched.types import Plan, Scenario
+from edgesched.writing import json_document, write_json
 
 _TIMES = 200
 
@@ -85,7 +85,7 @@ def _utility(
 
 def simulate_task(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     """Score table → plans of every method → a stream of requests served under each → latencies, agreement, report."""
-    from edgesched.pipeline import _write_json, build_method, plan_all
+    from edgesched.pipeline import build_method, plan_all
 
     started = time.perf_counter()
     table, _, held, quality, scenario = _prepared(cfg)
@@ -124,7 +124,7 @@ def simulate_task(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | No
         "source": {"device": table.device, "digest": table.digest(), "rows": len(table)},
         "seconds_total": time.perf_counter() - started,
     }  # fmt: skip
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     times = torch.linspace(0, float(stream.arrival_s[0, -1]), _TIMES, dtype=torch.float64)
     waiting = backlog(stream, served, times)[:, 0]
     latencies = {name: served.latency_s[i, 0].numpy() for i, name in enumerate(results)}
@@ -172,8 +172,6 @@ def _agreement_words(found: Mapping[str, float | None]) -> list[str]:
 
 def slots_task(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     """Score table → a stream → planning slot by slot by several forecasts, once, and with 30 steps for everyone."""
-    from edgesched.pipeline import _write_json
-
     started = time.perf_counter()
     table, _, held, quality, scenario = _prepared(cfg)
     stream = _stream(cfg, held.categories)
@@ -205,7 +203,7 @@ def slots_task(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
         "source": {"device": table.device, "digest": table.digest(), "rows": len(table)},
         "seconds_total": time.perf_counter() - started,
     }  # fmt: skip
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     shown = len(demand)
     steps = {n: _mean_by_slot(scenario.steps[r.step].double(), r.slot, len(r.backlog))[:shown] for n, r in runs.items()}
     picture = figures.save(
@@ -273,8 +271,6 @@ def _slot_words(rows: Mapping[str, Mapping[str, Any]], count: int) -> list[str]:
 
 def serve_task(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     """A plan → a short stream really served by the pipelines on this machine → measured against predicted."""
-    from edgesched.pipeline import _write_json
-
     started = time.perf_counter()
     table, found, names, plan = measure(cfg)
     errors = found.errors()
@@ -290,7 +286,7 @@ def serve_task(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
             }  # fmt: skip
     metrics = {"agreement": errors, "models": per_model, "source": {"device": _device()},
                "seconds_total": time.perf_counter() - started}  # fmt: skip
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     words = [f"{len(found.model)} requests were served on {_device()}: mean latency measured {errors['measured_s']:.3f} s, simulated on the "
              f"same arrivals {errors['simulated_s']:.3f} s ({errors['measured_vs_simulated_pct']:.1f} % apart), predicted by the equations "
              f"{errors['predicted_s']:.3f} s ({errors['measured_vs_predicted_pct']:.1f} % apart). With the seconds an image as they were during "
@@ -394,7 +390,7 @@ def _finish(
         folder / "report.html", f"edgesched: {cfg.name}", facts,
         [
             report.Section(title, words, columns, rows, list(pictures.values())),
-            report.Section("All of it", code=json.dumps(metrics, indent=2)),
+            report.Section("All of it", code=json_document(metrics)),
         ],
     )  # fmt: skip
     tracker.score_table(table)

@@ -25,6 +25,7 @@ from filelock import FileLock
 from edgesched.digests import json_text, text_digest
 from edgesched.errors import CampaignError
 from edgesched.table import KEY
+from edgesched.writing import json_document, write_bytes
 
 log = logging.getLogger(__name__)
 SETTINGS, TIMING, SHARDS, REFUSED = "settings.json", "timing.json", "shards", "refused"
@@ -92,21 +93,8 @@ class CampaignFolder:
         with self.guarded():
             (self.out / SHARDS).mkdir(parents=True, exist_ok=True)
             probe = self.out / f".probe.{os.getpid()}"
-            self.atomic(probe, b"")
+            write_bytes(probe, b"")
             probe.unlink()
-
-    def atomic(self, file: Path, data: bytes) -> None:
-        """Write a file in one step that no stop can tear."""
-        part = file.with_name(f".{file.name}.{os.getpid()}.part")
-        try:
-            with open(part, "wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(part, file)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
 
     def write(self, rows: Mapping[str, Sequence[Any]], model: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
         """Write one shard.
@@ -125,7 +113,7 @@ class CampaignFolder:
         pq.write_table(table, buffer, compression="zstd")
         name = hashlib.sha256((keys + made_by).encode()).hexdigest()[:20]
         with self.guarded():
-            self.atomic(self.out / SHARDS / f"{name}.parquet", buffer.getvalue())
+            write_bytes(self.out / SHARDS / f"{name}.parquet", buffer.getvalue())
 
     def read(self) -> Kept:
         """Every image of the folder; a torn shard is dropped, and one that says not what it was made by is left."""
@@ -197,7 +185,7 @@ class CampaignFolder:
 
         with self.locked(), self.guarded():
             rows = [r for r in self.times() if key(r) != key(row)]
-            self.atomic(self.out / TIMING, json.dumps([*rows, dict(row)], indent=1).encode())
+            write_bytes(self.out / TIMING, json_document([*rows, dict(row)]).encode())
 
     def keep_refusal(self, model: str, steps: int, reason: str) -> None:
         """Note why images of a model at a step count cannot be made, for the process that tells it at the end."""
@@ -205,7 +193,7 @@ class CampaignFolder:
             folder = self.out / REFUSED
             folder.mkdir(exist_ok=True)
             told = {"model": model, "steps": steps, "reason": reason}
-            self.atomic(folder / f"{text_digest(json_text([model, steps]))}.json", json_text(told).encode())
+            write_bytes(folder / f"{text_digest(json_text([model, steps]))}.json", json_text(told).encode())
 
     def refusals(self) -> dict[tuple[str, int], str]:
         """Model and step count → why."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgesched.errors import PlanError, ScoreTableError
+from edgesched.errors import ArgumentError, PlanError, ScoreTableError
 from edgesched.feasible import in_time, memory_fits, net_utility
 from edgesched.objective import (
     evaluate,
@@ -95,10 +95,11 @@ def replay(
 
     Raises:
         ScoreTableError: If prompts are shared with planning, or a (model, step count) of a plan was not measured.
-        PlanError: If a plan or the routing does not fit.
+        ArgumentError: If the routing is unknown.
+        PlanError: If a plan does not fit.
     """
     if routing not in ROUTINGS:
-        raise PlanError(f"routing: {routing!r} is not one of {', '.join(ROUTINGS)}")
+        raise ArgumentError(f"routing: {routing!r} is not one of {', '.join(ROUTINGS)}")
     if len(scenario) != 1:
         raise PlanError(f"scenario: replay takes one scenario, got {len(scenario)}")
     _refuse_shared(planned_on, table)
@@ -285,13 +286,14 @@ def plan_cascade(
         The best plan; shares in closed form in slot mode, by one multiplier in queue mode.
 
     Raises:
-        PlanError: If there are fewer than two models, or an argument is out of its range.
+        ArgumentError: If an argument is out of its range.
+        PlanError: If there are fewer than two models.
         ScoreTableError: If a prompt has no image with which every option can be compared.
     """
     if deliver not in DELIVERIES:
-        raise PlanError(f"deliver: {deliver!r} is not one of {', '.join(DELIVERIES)}")
+        raise ArgumentError(f"deliver: {deliver!r} is not one of {', '.join(DELIVERIES)}")
     if judge_s < 0 or thresholds < 2:
-        raise PlanError(f"judge_s and thresholds: expected at least 0 and 2, got {judge_s} and {thresholds}")
+        raise ArgumentError(f"judge_s and thresholds: expected at least 0 and 2, got {judge_s} and {thresholds}")
     if len(scenario) != 1 or len(models) < 2:
         raise PlanError(f"cascade: needs one scenario and two models, got {len(scenario)} and {len(models)}")
     categories = matched(scenario, table, models)

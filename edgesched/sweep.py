@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from edgesched.digests import content_digest, json_text
+from edgesched.writing import write_json
 
 FINISHED, FAILED, SKIPPED = "finished.json", "failed.json", "skipped.json"
 _OF_THE_PLACE = ("run_folder", "logger", "rerun")
@@ -95,10 +96,7 @@ def _clone() -> str:
 
 def mark(folder: Path, name: str, values: dict[str, Any]) -> None:
     """Write a small JSON file into a run folder in one atomic step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{name}.part"
-    part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / name)
+    write_json(folder / name, values)
 
 
 def earlier(folder: Path, digest: str) -> tuple[Path, float | None] | None:

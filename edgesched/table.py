@@ -16,6 +16,7 @@ import numpy as np
 
 from edgesched.errors import ScoreTableError
 from edgesched.reading import check_fields
+from edgesched.writing import json_document, write_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,9 +139,7 @@ class ScoreTable:
             part = folder / (FILE + ".part")
             self.frame.to_parquet(part, compression="zstd", index=False)
             os.replace(part, folder / FILE)
-            part = folder / (MANIFEST + ".part")
-            part.write_text(json.dumps(dict(self.manifest), indent=2, default=str) + "\n", encoding="utf-8")
-            os.replace(part, folder / MANIFEST)
+            write_bytes(folder / MANIFEST, json_document(self.manifest).encode())
         except OSError as exc:
             raise ScoreTableError(f"{folder}: cannot be written ({exc.strerror or exc})") from exc
         return folder / FILE

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from edgesched.errors import PlanError
+from edgesched.errors import ArgumentError
 from edgesched.objective import calm_delay, step_service_times
 from edgesched.search.solve import solve
 from edgesched.types import Scenario
@@ -41,7 +41,7 @@ def threshold_assignment(mean: Tensor, std: Tensor, thresholds: Tensor) -> Tenso
         Probabilities, shape (..., C, M), rows summing to 1.
 
     Raises:
-        PlanError: If the thresholds are not in order.
+        ArgumentError: If the thresholds are not in order.
 
     Source:
         arXiv 2409.09072, section on probabilistic model assignment.
@@ -51,7 +51,7 @@ def threshold_assignment(mean: Tensor, std: Tensor, thresholds: Tensor) -> Tenso
         tensor([[0.5000, 0.5000]])
     """
     if not bool((thresholds[..., 1:] >= thresholds[..., :-1]).all()) or bool(thresholds.isnan().any()):
-        raise PlanError(f"thresholds: expected increasing values, got {thresholds.tolist()}")
+        raise ArgumentError(f"thresholds: expected increasing values, got {thresholds.tolist()}")
     scaled = (thresholds[..., None, :] - mean[..., :, None]) / std.clamp(min=1e-6)[..., :, None]
     return bands(torch.special.ndtr(scaled))
 

@@ -21,7 +21,7 @@ from edgesched.assign import (
     threshold_assignment,
 )
 from edgesched.bounds import upper_bound
-from edgesched.errors import PlanError
+from edgesched.errors import ArgumentError, PlanError
 from edgesched.objective import best_share, evaluate
 from edgesched.types import Plan, Scenario
 
@@ -67,7 +67,7 @@ def test_vanishing_spread_and_single_model():
     sharp = threshold_assignment(torch.tensor([5.0]), torch.tensor([0.0]), torch.tensor([4.0, 6.0]))
     assert torch.allclose(sharp, torch.tensor([[0.0, 1.0, 0.0]]))
     assert threshold_assignment(torch.tensor([5.0]), torch.tensor([1.0]), torch.empty(0)).tolist() == [[1.0]]
-    with pytest.raises(PlanError, match="increasing"):
+    with pytest.raises(ArgumentError, match="increasing"):
         threshold_assignment(torch.tensor([5.0]), torch.tensor([1.0]), torch.tensor([6.0, 4.0]))
 
 
@@ -120,13 +120,13 @@ def test_probabilistic_refuses_what_does_not_fit():
         Probabilistic(reference=5)(s, scores)
     with pytest.raises(PlanError, match="needs fitted"):
         Probabilistic()(s, None)
-    with pytest.raises(PlanError, match="increasing"):
+    with pytest.raises(ArgumentError, match="increasing"):
         Probabilistic(thresholds=[4.0, 1.0])(s, scores)
-    with pytest.raises(PlanError, match="starts: expected at least 1"):
+    with pytest.raises(ArgumentError, match="starts: expected at least 1"):
         Trained(starts=0)
-    with pytest.raises(PlanError, match="price: expected at least 0"):
+    with pytest.raises(ArgumentError, match="price: expected at least 0"):
         GainPerSecond(price=-1.0)
-    with pytest.raises(PlanError, match="prices: expected at least 2"):
+    with pytest.raises(ArgumentError, match="prices: expected at least 2"):
         GainPerSecond(prices=1)
 
 
@@ -234,7 +234,7 @@ def test_no_policy_is_led_astray_by_a_category_without_demand_that_a_model_canno
 
 @pytest.mark.parametrize("cuts", [[float("nan"), 1.0], [0.0, float("nan")], [float("nan"), float("nan")]])
 def test_thresholds_that_are_no_numbers_are_refused(cuts):
-    with pytest.raises(PlanError, match="thresholds"):
+    with pytest.raises(ArgumentError, match="thresholds"):
         threshold_assignment(torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor(cuts))
     s = Scenario.random(1, seed=0)
 
@@ -248,5 +248,5 @@ def test_thresholds_that_are_no_numbers_are_refused(cuts):
         def cdf(self, score):
             return torch.special.ndtr(score - s.quality[0])
 
-    with pytest.raises(PlanError, match="thresholds"):
+    with pytest.raises(ArgumentError, match="thresholds"):
         Probabilistic(thresholds=cuts)(s, Scores())

@@ -8,7 +8,7 @@ import torch
 from factories import MODELS, synthetic_table
 
 import edgesched as es
-from edgesched.errors import PlanError, ScenarioError, ScoreTableError
+from edgesched.errors import ArgumentError, PlanError, ScenarioError, ScoreTableError
 from edgesched.robust import (
     LowerBound,
     bootstrap_quality,
@@ -129,7 +129,7 @@ def test_replay_refuses(setting):
     fit, held, scenario, plan = setting
     with pytest.raises(ScoreTableError, match="was used for planning"):
         replay({"a": plan}, scenario, fit, MODELS, planned_on=fit)
-    with pytest.raises(PlanError, match="'dice' is not one of"):
+    with pytest.raises(ArgumentError, match="'dice' is not one of"):
         replay({"a": plan}, scenario, held, MODELS, routing="dice")
     never = es.Plan(plan.assignment, [[3, 8, 2]], plan.share)
     with pytest.raises((ScoreTableError, PlanError), match="3"):
@@ -232,7 +232,7 @@ def test_a_cascade_keeps_to_limits_and_queues(setting):
     assert np.isfinite(result.utility)
     assert sum(plan.share) == pytest.approx(1)
     for message, bad in (("'first' is not one of", {"deliver": "first"}), ("judge_s", {"judge_s": -1.0})):
-        with pytest.raises(PlanError, match=message):
+        with pytest.raises(ArgumentError, match=message):
             plan_cascade(scenario, fit, MODELS, **bad)
     with pytest.raises(PlanError, match="two models"):
         plan_cascade(scenario, fit, MODELS[:1])
