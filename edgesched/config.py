@@ -11,15 +11,19 @@ import contextlib
 import difflib
 import inspect
 import logging
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_method, instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from edgesched.errors import ConfigError, EdgeschedError
+from edgesched.errors import ArgumentError, ConfigError, EdgeschedError
+from edgesched.kinds import is_of_kind, kind_in_words
 
 _RESERVED = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
@@ -84,6 +88,7 @@ def check(node: Any, path: str = "") -> None:
 
     Raises:
         ConfigError: Naming the key by its full path and the nearest valid one.
+        ArgumentError: If a value is of another kind than its argument.
     """
     if isinstance(node, ListConfig):
         for i, item in enumerate(node):
@@ -101,14 +106,42 @@ def check(node: Any, path: str = "") -> None:
             reason = str(cause).strip().splitlines() or [type(cause).__name__]
             raise ConfigError(f"{path}._target_: {target!r} cannot be located ({reason[0]})") from exc
         parameters = inspect.signature(component).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            for key in map(str, node):
-                if key not in parameters and key not in _RESERVED:
-                    raise ConfigError(f"{path}.{key}: unknown argument of {target}; {nearest(key, list(parameters))}")
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for key in map(str, node):
+            if key in parameters:
+                _check_kind(node, key, path, component)
+            elif key not in _RESERVED and not open_ended:
+                raise ConfigError(f"{path}.{key}: unknown argument of {target}; {nearest(key, list(parameters))}")
     for name in map(str, node):
         inner = node._get_node(name)  # values that refer to a missing one are not checked, but said when they are built
         if isinstance(inner, (DictConfig, ListConfig)) and not inner._is_interpolation():
             check(inner, f"{path}.{name}" if path else name)
+
+
+def _check_kind(node: DictConfig, key: str, path: str, component: Any) -> None:
+    """Refuse a value that is of no kind that the component's signature names.
+
+    Raises:
+        ArgumentError: Naming the key by its full path.
+    """
+    inner = node._get_node(key)
+    if inner is None or (isinstance(inner, Node) and inner._is_missing()):
+        return
+    try:
+        value = OmegaConf.to_container(node[key], resolve=True) if OmegaConf.is_config(inner) else node[key]
+    except OmegaConfBaseException:
+        return  # refers to what is missing, which is said when it is built
+    wanted = inspect.signature(component).parameters[key].annotation
+    if isinstance(wanted, str):
+        function = component.__init__ if inspect.isclass(component) else component
+        try:
+            wanted = eval(wanted, vars(sys.modules[component.__module__]) | getattr(function, "__globals__", {}))
+        except Exception:
+            return  # names a type that is known to type checkers only
+    if not is_of_kind(value, wanted):
+        refers = re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,.*)?\}", str(inner._value())) if inner._is_interpolation() else None
+        where = refers[1] if refers else f"{path}.{key}"
+        raise ArgumentError(f"{where}: expected {kind_in_words(wanted)}, got {value!r}")
 
 
 def build(node: Any, path: str, **arguments: Any) -> Any:

@@ -170,13 +170,16 @@ def build_method(name: str, node: DictConfig) -> tuple[Any, Any]:
     return build(node.assignment, f"method.{name}.assignment"), build(node.search, f"method.{name}.search")
 
 
-def plan_all(methods: Mapping[str, tuple[Any, Any]], scenario: Scenario, scores: Any) -> dict[str, SearchResult]:
+def plan_all(
+    methods: Mapping[str, tuple[Any, Any]], scenario: Scenario, scores: Any, group: str = "method"
+) -> dict[str, SearchResult]:
     """Plan with every method; one that cannot solve this problem is left out, with the reason.
 
     Args:
         methods: Name → assignment policy and search.
         scenario: What is planned for.
         scores: Fitted distributions.
+        group: Where the methods stand in the configuration, for the message.
 
     Raises:
         ArgumentError: If an argument of a method is wrong, whatever the problem.
@@ -188,7 +191,7 @@ def plan_all(methods: Mapping[str, tuple[Any, Any]], scenario: Scenario, scores:
             given = policy(scenario, scores)
             results[name] = search(scenario) if given is None else search(scenario, assignment=given.detach())
         except ArgumentError as exc:
-            raise ArgumentError(f"{name}: {exc}") from exc
+            raise ArgumentError(f"{group}.{name}: {exc}") from exc
         except (PlanError, SearchError) as exc:
             log.warning("%s is left out: %s", name, exc)
             reason = str(exc)

@@ -105,7 +105,8 @@ def plan_policies(compared: Mapping[str, Any], scenario: Scenario, scores: Any, 
     """
     from edgesched.pipeline import plan_all
 
-    made = plan_all({name: (policy, search) for name, policy in compared.items()}, scenario, scores) if compared else {}
+    methods = {name: (policy, search) for name, policy in compared.items()}
+    made = plan_all(methods, scenario, scores, "policies.compare") if methods else {}
     return {SINGLE: single_best_plan(scenario)} | {name: result.plan for name, result in made.items()}
 
 
