@@ -1,13 +1,14 @@
 """The headline says what replay gave, at the same grid point, and the command leaves table and figures."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 from browser import look_over, opens
 from test_configs import composed
 
-from edgesched.errors import ConfigError
+from edgesched.errors import ConfigError, RequestError
 from edgesched.paper import BASELINES, Grid, headline, headline_rows, paper, words
 
 POINTS = [(load, 1.0, weight) for load in (4.0, 16.0) for weight in (1.0, 10.0)]
@@ -124,6 +125,30 @@ def test_the_paper_experiment_leaves_what_it_promises(tmp_path, capsys):
             assert seen["width"] <= width
             assert seen["images"] == 9
             assert [*seen["missing"], *seen["over"], *seen["cut"]] == []
+
+
+def test_an_optional_check_that_fails_loses_nothing_of_the_grid(tmp_path, monkeypatch, caplog):
+    def made(cfg, table, methods, points):
+        shape = (int(cfg.paper.splits), len(points), 1 + int(cfg.paper.draws))
+        values = {name: np.full(shape, 50.0 + i) for i, name in enumerate(methods)}
+        return Grid(points, values, values, {name: np.ones(shape[:2]) for name in methods})
+
+    def failing(*_, **__):
+        raise RequestError("service.requests: overloaded")
+
+    module = sys.modules["edgesched.paper"]
+    monkeypatch.setattr(module, "_run_grid", made)
+    monkeypatch.setattr(module, "agreement", failing)
+    monkeypatch.setattr(module, "score_levels", failing)
+    paper(composed(*SMALL), tmp_path, _Silent())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics["headline"]) == set(BASELINES)
+    assert metrics["agreement"] == {}
+    assert len(metrics["words"]) == len(BASELINES)
+    left = [message for message in caplog.messages if "left out" in message]
+    assert left[0] == "the agreement of simulator, theory and service: left out (service.requests: overloaded)"
+    assert "the figure of score levels: left out (service.requests: overloaded)" in left
+    assert "What came out" in (tmp_path / "report.html").read_text()
 
 
 def test_a_bad_grid_is_refused(tmp_path):
