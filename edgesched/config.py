@@ -139,7 +139,11 @@ def _check_kind(node: DictConfig, key: str, path: str, component: Any) -> None:
         except Exception:
             return  # names a type that is known to type checkers only
     if not is_of_kind(value, wanted):
-        refers = re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,.*)?\}", str(inner._value())) if inner._is_interpolation() else None
+        refers = (
+            re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,.*)?\}", str(inner._value()))
+            if inner._is_interpolation()
+            else None
+        )
         where = refers[1] if refers else f"{path}.{key}"
         raise ArgumentError(f"{where}: expected {kind_in_words(wanted)}, got {value!r}")
 

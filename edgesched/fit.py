@@ -49,6 +49,10 @@ def fit(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
         )
         measured[name] = diagnostics.summarise(held[name], draws, cfg.seed)
         measured[name] |= {"seconds": time.perf_counter() - begun, "strength": models[name].strength}
+        measured[name] |= {
+            "converged": models[name].converged,
+            "misfit": diagnostics.cell_misfit(models[name], table)[:10],
+        }
     chosen = min(measured, key=lambda name: measured[name]["crps"])
     for name, rows in held.items():
         value, low, high = diagnostics.compare_crps(rows, held[chosen], draws, cfg.seed)
@@ -184,12 +188,15 @@ def _lead(metrics: Mapping[str, Any]) -> str:
     """What came out, in words."""
     chosen = metrics["chosen"]
     own = metrics["families"][chosen]
+    unsettled = [n for n, m in metrics["families"].items() if not m["converged"]]
     tied = [n for n, m in metrics["families"].items() if n != chosen and m["crps_above_chosen"]["lo"] <= 0]
     shares = [m["coverage_80"] for m in own["by_model"].values()]
     words = (
         f"{chosen} predicts scores of held-out prompts best (CRPS {own['crps']:.2f} points). Its nominal 80 % intervals "
         f"hold {100 * own['coverage_80']:.1f} % of them, {100 * min(shares):.1f} to {100 * max(shares):.1f} % by model."
     )
+    if unsettled:
+        words += f" The fit did not settle for {', '.join(unsettled)}; give it more epochs before it is judged."
     return words + (f" Over prompts it cannot be told apart from {', '.join(tied)}." if tied else "")
 
 
@@ -214,6 +221,10 @@ def _report(
         for by in ("by_model", "by_category")
         for group, c in own[by].items()
     ]
+    misfit: list[list[report.Cell]] = [
+        [f"{m['category']}, {m['model']}", *(m[key] for key in ("steps", "measured", "fitted", "misfit", "error"))]
+        for m in own["misfit"]
+    ]
     others = {(t["category"], t["model"]): t["p_least"] for t in own["pit"]}
     normal = metrics["families"].get("gaussian", {"pit": []})["pit"]
     tests: list[list[report.Cell]] = [
@@ -225,7 +236,9 @@ def _report(
         report.Section("What came out", (_lead(metrics), metrics["words"],
                        "Every prompt was judged by fits to other prompts; in brackets 95 % intervals over prompts."),
                        *family_table, figures=[pictures["family_fits"]]),
-        report.Section("Quality over steps", figures=[pictures[n] for n in ("quality_over_steps",) if n in pictures]),
+        report.Section("Quality over steps", ("Where the fitted means are furthest from the measured ones, in points.",),
+                       ("category, model", "steps", "measured", "fitted", "misfit", "standard error"), misfit,
+                       [pictures[n] for n in ("quality_over_steps",) if n in pictures]),
         report.Section(f"Coverage of the intervals of {metrics['chosen']}", (),
                        ("group", "in 50 %", "in 80 %", "in 95 %"), coverage, [pictures["pit_histograms"]]),
         report.Section("Is a category Gaussian?",

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,12 +24,16 @@ from edgesched.bounds import regret, upper_bound
 from edgesched.config import build, check
 from edgesched.errors import ArgumentError, ConfigError, PlanError, SearchError
 from edgesched.fit import fit as fit
+from edgesched.latency import latency_remarks
 from edgesched.objective import evaluate
 from edgesched.simulate import Replay, compare, replay
 from edgesched.table import ScoreTable
 from edgesched.tracking import Tracker
 from edgesched.types import Plan, PromptSet, Scenario, SearchResult
 from edgesched.writing import json_document, write_json
+
+if TYPE_CHECKING:
+    from edgesched.quality_model import QualityModel
 
 log = logging.getLogger(__name__)
 PUBLISHED_BASELINES = ("direct", "random", "equal_allocation", "optimal_step")
@@ -94,6 +98,8 @@ def _smaller(cfg: DictConfig) -> DictConfig:
     cfg.campaign.timing_repeats = 1
     cfg.policies.decisions.repeats = min(cfg.policies.decisions.repeats, 2)
     cfg.service.requests = min(cfg.service.requests, 6)
+    # Timing takes most of a service: an idle second for every one at work, for every model.
+    cfg.service.timing_repeats, cfg.service.steps = min(cfg.service.timing_repeats, 2), min(cfg.service.steps, 2)
     cfg.service.agreement_requests = min(cfg.service.agreement_requests, 500)
     if cfg.workload.get("arrivals") is not None and "requests" in cfg.workload.arrivals:
         cfg.workload.arrivals.requests = min(cfg.workload.arrivals.requests, 300)
@@ -139,6 +145,7 @@ def schedule(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     metrics["latency_fit"] = {
         name: dataclasses.asdict(fit) for name, fit in quality.latency_fits[cfg.workload.latency].items()
     }
+    metrics["remarks"] = list(remarks(quality, str(cfg.workload.latency)))
     best = "annealing" if "annealing" in results else max(results, key=lambda n: outcomes[n].utility)
     plan = named_plan(results[best].plan, table.categories, quality.models, best, workload)
     write_json(folder / "plan.json", plan)
@@ -161,6 +168,12 @@ def schedule(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
         ]
         tracker.sample_table("samples", ["model", "prompt", "steps", "image"], shown)
     return float(outcomes[best].utility)
+
+
+def remarks(quality: QualityModel, latency: str) -> tuple[str, ...]:
+    """What a reader has to know of the fits behind a plan: times off their line, scores that did not settle."""
+    unsettled = () if quality.converged else ("The fit of the scores did not settle; raise quality.max_epochs.",)
+    return (*latency_remarks(quality.latency_fits[latency]), *unsettled)
 
 
 def build_method(name: str, node: DictConfig) -> tuple[Any, Any]:
@@ -426,7 +439,7 @@ def _schedule_report(
     gains = _gain_rows(metrics)
     order = ("quality_over_steps", "score_distributions", "samples")
     sections = [
-        report.Section("What came out", (lead,), *method_table,
+        report.Section("What came out", (lead, *metrics["remarks"]), *method_table,
                        figures=[pictures[n] for n in ("methods_compared", "plan") if n in pictures]),
         report.Section("Gains over the published baselines, on held-out prompts",
                        ("The delay does not depend on the prompts drawn, so its cut has no interval over them.",),

@@ -40,7 +40,7 @@ def policies(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     Returns:
         None: nothing here is for a sweep to maximise.
     """
-    from edgesched.pipeline import _plain, _workload
+    from edgesched.pipeline import _plain, _workload, remarks
 
     started = time.perf_counter()
     options = _plain(cfg.policies)
@@ -74,6 +74,7 @@ def policies(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
         )
     metrics["source"] = {"device": table.device, "digest": table.digest(), "rows": len(table)}
     metrics["score_levels"] = _levels(table, models)
+    metrics["remarks"] = list(remarks(quality, scenario.latency))
     metrics["seconds_total"] = time.perf_counter() - started
     write_json(folder / "metrics.json", metrics)
     pictures = _pictures(metrics, table, models, folder / "figures")
@@ -238,7 +239,7 @@ def _sections(metrics: Mapping[str, Any], pictures: Mapping[str, tuple[Path, str
             rows.append([load, name, row["utility"], f"{report.show(row['utility_lo'])} to {report.show(row['utility_hi'])}", row["quality"],
                          row["latency_s"], span(row["over_single"]), "yes" if row["clear"] else "no", over_joint])  # fmt: skip
     sections = [report.Section(
-        "Policies under load, on held-out prompts", metrics["words"],
+        "Policies under load, on held-out prompts", (*metrics["words"], *metrics["remarks"]),
         ("load", "policy", "utility", "95 % interval", "quality", "latency (s)", "over the best single model", "clear", "over joint"),
         rows, [pictures["policies"], pictures["assignment_methods"]],
     )]  # fmt: skip
