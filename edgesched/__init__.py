@@ -7,11 +7,11 @@ they need it.
 from typing import TYPE_CHECKING, Any
 
 from edgesched import search
-from edgesched.bounds import upper_bound
+from edgesched.data.table import ScoreTable
+from edgesched.equations.bounds import upper_bound
+from edgesched.equations.objective import best_share, evaluate, soft_utility
 from edgesched.errors import EdgeschedError
-from edgesched.objective import best_share, evaluate, soft_utility
 from edgesched.search import solve
-from edgesched.table import ScoreTable
 from edgesched.types import Outcome, Plan, PromptSet, Scenario, SearchResult
 
 if TYPE_CHECKING:

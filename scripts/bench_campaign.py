@@ -16,10 +16,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from edgesched.campaign import device_name, run_campaign
-from edgesched.generate import image_seed
+from edgesched.generation.campaign import device_name, run_campaign
+from edgesched.generation.diffusion import image_seed
+from edgesched.generation.scores import CLIPScore
 from edgesched.micro.world import prompt_set
-from edgesched.score import CLIPScore
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PROMPTS, STEPS, SEEDS, BATCH, ROUNDS = prompt_set(8), [1, 4, 14], 2, 64, 3

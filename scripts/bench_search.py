@@ -35,7 +35,7 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
 import edgesched as es
-from edgesched.bounds import regret
+from edgesched.equations.bounds import regret
 
 CLOSE = 1e-3
 CONFIDENCE = 0.99

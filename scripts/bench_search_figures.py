@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from edgesched.figures import COLOURS, FIGURE_DPI, plain_log
+from edgesched.report.figures import COLOURS, FIGURE_DPI, plain_log
 
 _FLOOR = 1e-9
 MARKERS = "osD^vPX*<>hd"

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 import edgesched as es
-from edgesched.objective import service_times
-from edgesched.queueing import simpy_latency, simulate
-from edgesched.requests import poisson
+from edgesched.equations.objective import service_times
+from edgesched.streams.arrivals import poisson
+from edgesched.streams.queues import simpy_latency, simulate
 
 PLANS = 8
 

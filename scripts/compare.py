@@ -8,9 +8,9 @@ import logging
 import sys
 from pathlib import Path
 
-from edgesched import figures, report
-from edgesched.comparison import MEASURES, compare_runs, read_runs
 from edgesched.errors import EdgeschedError
+from edgesched.report import figures, page
+from edgesched.runs.compare import MEASURES, compare_runs, read_runs
 
 
 def main() -> None:
@@ -34,10 +34,10 @@ def main() -> None:
 
     def shown(row: dict, key: str) -> str:
         half = row[f"{key}_half"]
-        return report.show(row[key]) if half != half else f"{report.show(row[key])} ± {report.show(half)}"
+        return page.show(row[key]) if half != half else f"{page.show(row[key])} ± {page.show(half)}"
 
     rows = [[r["setting"], r["method"], r["seeds"], *(shown(r, k) for k in MEASURES)] for r in table.to_dict("records")]
-    report.print_table(
+    page.print_table(
         f"{len(runs)} runs, mean ± 95 % interval over seeds", ["setting", "method", "seeds", *MEASURES], rows
     )
     print(f"Written: {out / 'comparison.csv'}, {out / 'comparison.png'}")

@@ -17,8 +17,8 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from edgesched.config import nearest, register_schema  # noqa: E402
 from edgesched.errors import EdgeschedError  # noqa: E402
+from edgesched.runs.config import nearest, register_schema  # noqa: E402
 
 register_schema()
 CONFIG_FOLDER = str(Path(__file__).resolve().parents[1] / "conf")
@@ -27,7 +27,7 @@ CONFIG_FOLDER = str(Path(__file__).resolve().parents[1] / "conf")
 @hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Run the configured task; returns the value that a sweep maximises."""
-    from edgesched.pipeline import run
+    from edgesched.tasks.schedule import run
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return job(cfg)
@@ -44,8 +44,8 @@ def main(cfg: DictConfig) -> float | None:
 
 def job(cfg: DictConfig) -> float | None:
     """One job of a sweep: not run again if it is finished, marked if it fails, and no obstacle to the others."""
-    from edgesched.pipeline import run
-    from edgesched.sweep import FAILED, FINISHED, SKIPPED, earlier, job_digest, mark
+    from edgesched.runs.sweep import FAILED, FINISHED, SKIPPED, earlier, job_digest, mark
+    from edgesched.tasks.schedule import run
 
     folder = Path(cfg.run_folder)
     digest = job_digest(cfg)

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from edgesched.table import ScoreTable
+from edgesched.data.table import ScoreTable
 
 CATEGORIES = ("Basic", "Detail", "Imagination", "Complex")
 MODELS = ("tiny", "middle", "grand")

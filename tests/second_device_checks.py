@@ -17,12 +17,16 @@ from second_device import NAME, Elsewhere, SecondDevice
 from torch import Tensor
 
 import edgesched as es
-from edgesched import assign, objective, queueing, requests, slots
-from edgesched.bounds import regret
+from edgesched.assign import policies as assign
+from edgesched.equations import objective
+from edgesched.equations.bounds import regret
 from edgesched.errors import SearchError
-from edgesched.generate import DiffusionModel
-from edgesched.score import CLIPScore
+from edgesched.generation.diffusion import DiffusionModel
+from edgesched.generation.scores import CLIPScore
 from edgesched.search import _result
+from edgesched.streams import arrivals as requests
+from edgesched.streams import queues as queueing
+from edgesched.streams import replan as slots
 
 PROBLEMS = ("slot", "queue", "slices", "memory", "deadline", "queue and slices")
 
@@ -108,7 +112,7 @@ def test_objective_and_policies(kind):
 @pytest.mark.parametrize("given", [False, True], ids=("joint", "given"))
 @pytest.mark.parametrize("kind", PROBLEMS)
 def test_searches(kind, given, monkeypatch):
-    monkeypatch.setattr(sys.modules["edgesched.search.anneal"], "_worth_compiling", lambda *_: False)
+    monkeypatch.setattr(sys.modules["edgesched.search.anneal.annealing"], "_worth_compiling", lambda *_: False)
     monkeypatch.setattr(_result, "upper_bound", lambda s, a=None: es.upper_bound(s, a, nodes=1))  # it has its own test
     scenario = problem(kind)
     sized = {"chains": 4, "iterations": 12}

@@ -12,13 +12,13 @@ import torch
 from test_objective import draw_plan
 
 import edgesched as es
+from edgesched.equations.objective import share_for_load, total_delay
 from edgesched.errors import ArgumentError, PlanError, SearchError
-from edgesched.objective import share_for_load, total_delay
-from edgesched.search import kernel, rng
-from edgesched.search.general import queue_shares
+from edgesched.search.anneal import kernel, rng
+from edgesched.search.anneal.general import queue_shares
 
 anneal = es.search.anneal
-engine = sys.modules["edgesched.search.anneal"]
+engine = sys.modules["edgesched.search.anneal.annealing"]
 SMALL = {"chains": 8, "iterations": 240}
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgesched import search
-from edgesched.assign import (
+from edgesched.assign.policies import (
     AlwaysBest,
     AlwaysCheapest,
     Direct,
@@ -20,9 +20,9 @@ from edgesched.assign import (
     mixture_quantiles,
     threshold_assignment,
 )
-from edgesched.bounds import upper_bound
+from edgesched.equations.bounds import upper_bound
+from edgesched.equations.objective import best_share, evaluate
 from edgesched.errors import ArgumentError, PlanError
-from edgesched.objective import best_share, evaluate
 from edgesched.types import Plan, Scenario
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from tiny import save_tiny
 
-from edgesched.campaign import run_campaign
+from edgesched.data.table import KEY, ScoreTable
 from edgesched.errors import CampaignError
-from edgesched.generate import DiffusionModel, image_seed
+from edgesched.generation.campaign import run_campaign
+from edgesched.generation.diffusion import DiffusionModel, image_seed
+from edgesched.generation.scores import CLIPScore, Colourfulness, SampleScore
 from edgesched.micro.world import prompt_set
-from edgesched.score import CLIPScore, Colourfulness, SampleScore
-from edgesched.table import KEY, ScoreTable
 
 PROMPTS = prompt_set(2, seed=5)
 JUDGE = "package:micro/weights/judge"
@@ -238,7 +238,9 @@ def _child(out):
 @pytest.fixture(scope="module")
 def forks():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["edgesched.campaign", "edgesched.score", "diffusers", "transformers"])
+    context.set_forkserver_preload(
+        ["edgesched.generation.campaign", "edgesched.generation.scores", "diffusers", "transformers"]
+    )
     return context
 
 

@@ -9,8 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from edgesched.config import build, check, register_schema
 from edgesched.errors import ConfigError, EdgeschedError
+from edgesched.runs.config import build, check, register_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -84,7 +84,9 @@ def test_a_wrong_key_is_named_with_the_nearest_valid_one():
         check(OmegaConf.create({"method": {"_target_": "edgesched.search.aneal"}}))
     with pytest.raises(EdgeschedError, match="'float8' is not one of"):
         build(
-            OmegaConf.create({"_target_": "edgesched.generate.DiffusionModel", "path": "x", "dtype": "float8"}),
+            OmegaConf.create(
+                {"_target_": "edgesched.generation.diffusion.DiffusionModel", "path": "x", "dtype": "float8"}
+            ),
             "model.x",
         )
 
@@ -153,7 +155,7 @@ MISTAKES = [
     (("worklod.latency_weight=1",), "error: worklod: unknown key; did you mean 'workload'?"),
     (("workload.latency_weight=-1",), "error: latency_weight"),
     (("workload.latency=fast",), "'fast' is not one of slot, queue"),
-    (("task=edgesched.pipeline.nothing",), "cannot be located"),
+    (("task=edgesched.tasks.schedule.nothing",), "cannot be located"),
     (("logger.mode=loud",), "'loud' is not one of"),
     (("workload.latncy=slot",), "error: workload.latncy: unknown key; did you mean 'latency'?"),
     (("+experiment=plan", "search=aneal"), "Could not find 'search/aneal'"),

@@ -11,11 +11,11 @@ from factories import CATEGORIES, MODELS, STEPS, synthetic_frame, synthetic_tabl
 from hydra import compose, initialize_config_dir
 
 import edgesched as es
-from edgesched import diagnostics
-from edgesched.config import register_schema
+from edgesched.data.table import ScoreTable
 from edgesched.errors import ScoreTableError
-from edgesched.pipeline import run
-from edgesched.table import ScoreTable
+from edgesched.quality import diagnostics
+from edgesched.runs.config import register_schema
+from edgesched.tasks.schedule import run
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 

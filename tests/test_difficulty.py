@@ -8,7 +8,9 @@ import pytest
 import torch
 from test_configs import composed
 
-from edgesched.difficulty import (
+from edgesched.data.table import ScoreTable
+from edgesched.errors import ScoreTableError
+from edgesched.quality.difficulty import (
     WordCounts,
     explained_variance,
     fit_difficulty,
@@ -16,9 +18,7 @@ from edgesched.difficulty import (
     prompt_offsets,
     split_by_difficulty,
 )
-from edgesched.errors import ScoreTableError
-from edgesched.levels import difficulty
-from edgesched.table import ScoreTable
+from edgesched.tasks.difficulty import difficulty
 
 
 def made(prompts=120, signal=4.0, noise=1.0, seed=0, width=6):

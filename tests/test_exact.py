@@ -11,10 +11,10 @@ from reference import brute_force, simplex, utility
 from test_objective import draw_plan
 
 import edgesched as es
-from edgesched.branch import Concave, branch_and_bound, value
-from edgesched.dual import minimise
+from edgesched.equations.branching import Concave, branch_and_bound, value
+from edgesched.equations.dual import minimise
+from edgesched.equations.objective import step_service_times
 from edgesched.errors import ArgumentError, SearchError
-from edgesched.objective import step_service_times
 from edgesched.search.exact import plan_at
 
 seeds = st.integers(0, 10_000)

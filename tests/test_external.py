@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from edgesched.config import build, register_schema
+from edgesched.data.sources import SOURCES, pp_scores, t2i_scores, variance_table
+from edgesched.data.table import ScoreTable
 from edgesched.errors import ScoreTableError
-from edgesched.external import SOURCES, pp_scores, t2i_scores, variance_table
-from edgesched.policies import policies, words
-from edgesched.table import ScoreTable
+from edgesched.runs.config import build, register_schema
+from edgesched.tasks.policies import policies, words
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PP_SECONDS = {"sd_turbo": 0.141, "amused": 0.399, "sdxl_turbo": 0.477, "taesd": 1.508}

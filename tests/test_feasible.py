@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from reference import brute_force, utility
 
 import edgesched as es
+from edgesched.equations.feasible import memory_fits
+from edgesched.equations.objective import single_best_plan, single_best_utility
 from edgesched.errors import SearchError
-from edgesched.feasible import memory_fits
-from edgesched.objective import single_best_plan, single_best_utility
 from edgesched.search import anneal, branch, coordinate, exact, random_search, relax, tree
 
 QUICK = {

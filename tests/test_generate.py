@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from edgesched.data.table import ScoreTable
 from edgesched.errors import ModelError
-from edgesched.generate import DiffusionModel, image_seed, resolve
+from edgesched.generation.diffusion import DiffusionModel, image_seed, resolve
+from edgesched.generation.scores import CLIPScore, Colourfulness
 from edgesched.micro.world import caption, render, sample_scene
-from edgesched.score import CLIPScore, Colourfulness
-from edgesched.table import ScoreTable
 
 pytestmark = pytest.mark.weights
 MODELS = ("micro_small", "micro_base", "micro_large")

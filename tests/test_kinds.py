@@ -9,10 +9,10 @@ from typing import Any, Literal
 import pytest
 from omegaconf import OmegaConf
 
-from edgesched.config import build, check
 from edgesched.errors import ArgumentError, SearchError
-from edgesched.kinds import is_of_kind, kind_in_words
-from edgesched.pipeline import plan_all
+from edgesched.runs.config import build, check
+from edgesched.runs.kinds import is_of_kind, kind_in_words
+from edgesched.tasks.schedule import plan_all
 from edgesched.types import Scenario
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +44,7 @@ def test_kinds_are_said_in_words():
         ("edgesched.search.anneal", "iterations", "zero", "x.iterations: expected a whole number, got 'zero'"),
         ("edgesched.search.anneal", "iterations", 2.5, "x.iterations: expected a whole number, got 2.5"),
         ("edgesched.assign.Trained", "learning_rate", "fast", "x.learning_rate: expected a number, got 'fast'"),
-        ("edgesched.generate.DiffusionModel", "path", 3, "x.path: expected a text, got 3"),
+        ("edgesched.generation.diffusion.DiffusionModel", "path", 3, "x.path: expected a text, got 3"),
     ],
 )
 def test_a_value_of_another_kind_is_named_by_its_key(target, key, value, message):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from reference import simplex, utility
 
 import edgesched as es
-from edgesched.bounds import gap, regret
+from edgesched.equations.bounds import gap, regret
+from edgesched.equations.objective import single_best_plan, single_best_utility, total_delay
 from edgesched.errors import PlanError
-from edgesched.objective import single_best_plan, single_best_utility, total_delay
 
 latencies = st.sampled_from(["slot", "queue"])
 seeds = st.integers(0, 10_000)

@@ -9,7 +9,7 @@ from browser import look_over, opens
 from test_configs import composed
 
 from edgesched.errors import ConfigError, RequestError
-from edgesched.paper import BASELINES, Grid, headline, headline_rows, paper, words
+from edgesched.tasks.paper import BASELINES, Grid, headline, headline_rows, paper, words
 
 POINTS = [(load, 1.0, weight) for load in (4.0, 16.0) for weight in (1.0, 10.0)]
 
@@ -136,7 +136,7 @@ def test_an_optional_check_that_fails_loses_nothing_of_the_grid(tmp_path, monkey
     def failing(*_, **__):
         raise RequestError("service.requests: overloaded")
 
-    module = sys.modules["edgesched.paper"]
+    module = sys.modules["edgesched.tasks.paper"]
     monkeypatch.setattr(module, "_run_grid", made)
     monkeypatch.setattr(module, "agreement", failing)
     monkeypatch.setattr(module, "score_levels", failing)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgesched import prompts
+from edgesched.data import prompts
 from edgesched.errors import PromptError
 
 

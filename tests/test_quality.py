@@ -8,13 +8,13 @@ from factories import CATEGORIES, MODELS, OVERHEAD_S, STEP_TIME_S, STEPS, synthe
 from scipy import optimize, stats
 
 import edgesched as es
-from edgesched.diagnostics import cell_misfit, standard_errors
-from edgesched.distributions import Normal, Quantiles, SkewNormal, StudentT
+from edgesched.data.table import ScoreTable
 from edgesched.errors import ScenarioError, ScoreTableError
-from edgesched.latency import fit_latency, fit_line, latency_remarks
 from edgesched.quality import FAMILIES, QuantilesQuality, shared_strength
-from edgesched.quality_model import observations
-from edgesched.table import ScoreTable
+from edgesched.quality.diagnostics import cell_misfit, standard_errors
+from edgesched.quality.latency import fit_latency, fit_line, latency_remarks
+from edgesched.quality.laws import Normal, Quantiles, SkewNormal, StudentT
+from edgesched.quality.model import observations
 
 LAWS = [
     (Normal, ()),

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 from browser import look_over, opens
 
-from edgesched import figures, report
 from edgesched.errors import ConfigError
-from edgesched.tracking import Tracker
+from edgesched.report import figures, page
+from edgesched.runs.tracking import Tracker
 
 
 def test_html_is_self_contained_and_escaped(tmp_path):
     figure = figures.sample_images({"m": [np.zeros((8, 8, 3), np.uint8)]}, ["<b>bold</b> prompt"])
     picture = figures.save(figure, tmp_path / "f" / "a.png")
-    section = report.Section("A <section>", ("1 < 2",), ("name", "value"), [("<i>", 1.5)], [(picture, "a & b")], "{}")
-    page = report.write_html(tmp_path / "r.html", "T", {"Device": "<x>"}, [section]).read_text()
+    section = page.Section("A <section>", ("1 < 2",), ("name", "value"), [("<i>", 1.5)], [(picture, "a & b")], "{}")
+    written = page.write_html(tmp_path / "r.html", "T", {"Device": "<x>"}, [section]).read_text()
     assert "<b>" not in page
     assert "&lt;section&gt;" in page
     assert "1 &lt; 2" in page
@@ -26,7 +26,7 @@ def test_html_is_self_contained_and_escaped(tmp_path):
                         (1e-5, "1.00e-05"), ("a", "a")]
 )  # fmt: skip
 def test_cells(value, text):
-    assert report.show(value) == text
+    assert page.show(value) == text
 
 
 def test_figures_draw_with_missing_and_constant_values(tmp_path):
@@ -52,7 +52,7 @@ def test_dollar_signs_and_brackets_of_users_stand_as_they_are(tmp_path, capsys):
     plain.plot([1, 1000], [0, 1])
     figures.save(plain.figure, tmp_path / "log.svg")
     assert any(label.get_parse_math() for label in plain.get_xticklabels())
-    report.print_table("[title]", ["[column]"], [["[/x] [red]apple[/red]"]])
+    page.print_table("[title]", ["[column]"], [["[/x] [red]apple[/red]"]])
     told = capsys.readouterr().out
     assert all(text in told for text in ("[title]", "[column]", "[/x] [red]apple[/red]"))
 
@@ -87,9 +87,9 @@ def test_a_browser_finds_nothing_wrong_with_a_page_of_long_words_and_wide_tables
         f"- +experiment=plan\n- data.path={'very/long/' * 20}\n- 'a=[1, 2]'\n"
     )
     rows = [["word" * 30, *(1.23456e-5 * i for i in range(14))]] * 3
-    sections = [report.Section("L" * 200, ("x" * 500,), ["name", *(f"column {i}" for i in range(14))], rows, [(picture, "c" * 300)]),
-                report.Section("Code", code="k" * 400)]  # fmt: skip
-    page = report.write_html(tmp_path / "report.html", "T" * 150, {"Device": "d" * 200}, sections)
+    sections = [page.Section("L" * 200, ("x" * 500,), ["name", *(f"column {i}" for i in range(14))], rows, [(picture, "c" * 300)]),
+                page.Section("Code", code="k" * 400)]  # fmt: skip
+    written = page.write_html(tmp_path / "report.html", "T" * 150, {"Device": "d" * 200}, sections)
     assert "python scripts/run.py +experiment=plan data.path=very/long/" in page.read_text()
     assert "&#x27;a=[1, 2]&#x27;" in page.read_text()
     found, console = look_over(page, tmp_path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edgesched.errors import RequestError
-from edgesched.requests import RequestStream, bursty, diurnal, poisson, trace
+from edgesched.streams.arrivals import RequestStream, bursty, diurnal, poisson, trace
 
 TRACE = Path(__file__).resolve().parents[2] / "shared/data/t2i_requests.csv"
 RATE, NAMES = [0.6, 0.3, 0.1], ("a", "b", "c")

@@ -5,9 +5,9 @@ import torch
 
 import edgesched as es
 from edgesched.errors import PlanError, RequestError
-from edgesched.queueing import pollaczek_khinchine
-from edgesched.requests import RequestStream, poisson
-from edgesched.serve import alone, serve
+from edgesched.serving.measure import alone, serve
+from edgesched.streams.arrivals import RequestStream, poisson
+from edgesched.streams.queues import pollaczek_khinchine
 from edgesched.types import PromptSet
 
 PROMPTS = PromptSet(("p0", "p1"), ("a red circle", "a blue square"), ("a", "b"))
@@ -96,7 +96,7 @@ def test_bad_input_is_named():
 
 @pytest.mark.weights
 def test_real_pipelines_are_interrupted_between_steps_and_make_the_same_image():
-    from edgesched.generate import DiffusionModel, image_seed
+    from edgesched.generation.diffusion import DiffusionModel, image_seed
 
     model = DiffusionModel("package:micro/weights/micro_small", resolution=64)
     stream = RequestStream([[0.0, 0.01, 0.02]], [[0, 1, 0]], ("a", "b"))

@@ -9,7 +9,8 @@ from factories import MODELS, synthetic_table
 
 import edgesched as es
 from edgesched.errors import ArgumentError, PlanError, ScenarioError, ScoreTableError
-from edgesched.robust import (
+from edgesched.evaluation.replay import compare, plan_cascade, prompt_scores, replay, replay_cascade
+from edgesched.evaluation.robust import (
     LowerBound,
     bootstrap_quality,
     compare_decisions,
@@ -18,7 +19,6 @@ from edgesched.robust import (
     resampled_quality,
     safest,
 )
-from edgesched.simulate import compare, plan_cascade, prompt_scores, replay, replay_cascade
 
 
 @pytest.fixture(scope="module")

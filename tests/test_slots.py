@@ -5,10 +5,10 @@ import pytest
 import torch
 
 import edgesched as es
+from edgesched.equations.objective import service_times
 from edgesched.errors import RequestError
-from edgesched.objective import service_times
-from edgesched.requests import RequestStream, bursty, poisson
-from edgesched.slots import demand_of_slots, forecast, run_slots
+from edgesched.streams.arrivals import RequestStream, bursty, poisson
+from edgesched.streams.replan import demand_of_slots, forecast, run_slots
 
 NAMES = ("a", "b", "c")
 

@@ -16,10 +16,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from scipy import stats
 
-from edgesched.comparison import compare_runs, read_runs
-from edgesched.config import check, register_schema
 from edgesched.errors import ConfigError
-from edgesched.sweep import FINISHED, earlier, job_digest, mark
+from edgesched.runs.compare import compare_runs, read_runs
+from edgesched.runs.config import check, register_schema
+from edgesched.runs.sweep import FINISHED, earlier, job_digest, mark
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("debug=true", "logger.mode=disabled")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from factories import synthetic_frame, synthetic_table
 
+from edgesched.data.table import ScoreTable
 from edgesched.errors import ScoreTableError
-from edgesched.table import ScoreTable
 
 
 @pytest.mark.parametrize(

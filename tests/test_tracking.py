@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from edgesched.errors import ConfigError
-from edgesched.tracking import Tracker, _logged_in
+from edgesched.runs.tracking import Tracker, _logged_in
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from edgesched.data.writing import json_document, left_out, write_bytes, write_json
 from edgesched.errors import ArgumentError, OutputError
-from edgesched.writing import json_document, left_out, write_bytes, write_json
 
 
 def strict(text):

@@ -20,7 +20,8 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import CLIPModel
 
 from edgesched.errors import CampaignError
-from edgesched.generate import DiffusionModel, image_seed
+from edgesched.generation.diffusion import DiffusionModel, image_seed
+from edgesched.generation.scores import SampleScore
 from edgesched.micro import world
 from edgesched.micro.build import (
     build_autoencoder,
@@ -42,7 +43,6 @@ from edgesched.micro.train import (
     fit_module,
     to_pixels,
 )
-from edgesched.score import SampleScore
 from edgesched.types import PromptSet
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Climbing over step counts, assignment and shares solved exactly at every point (slot mode).
 
 With step counts k fixed the best assignment and shares are a concave problem whose value V(k) is a
-one-dimensional dual (:func:`edgesched.branch.value`). The search climbs V by single-model changes. At the
+one-dimensional dual (:func:`edgesched.equations.branching.value`). The search climbs V by single-model changes. At the
 current dual variable the value of *every* change is bounded from above at once: with A_c the best that
 category c has without model m,
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgesched.branch import Concave, fixed_value, relaxed
+from edgesched.equations.branching import Concave, fixed_value, relaxed
 from edgesched.errors import SearchError
 from edgesched.types import Scenario
 

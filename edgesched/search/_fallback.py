@@ -12,7 +12,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from edgesched.objective import best_share, evaluate, quality_by_step, single_best_plan
+from edgesched.equations.objective import best_share, evaluate, quality_by_step, single_best_plan
 from edgesched.search._score import routed, scored
 from edgesched.types import Plan, Scenario
 

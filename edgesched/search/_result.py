@@ -8,9 +8,9 @@ import time
 import torch
 from torch import Tensor
 
-from edgesched.bounds import gap, upper_bound
+from edgesched.equations.bounds import gap, upper_bound
+from edgesched.equations.objective import evaluate, step_indices
 from edgesched.errors import ArgumentError
-from edgesched.objective import evaluate, step_indices
 from edgesched.search._fallback import best_feasible
 from edgesched.types import Plan, Scenario, SearchResult
 

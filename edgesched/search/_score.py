@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgesched.dual import minimise, price, without_dead
-from edgesched.feasible import in_time, memory_fits, net_utility, options_allowed
-from edgesched.objective import share_for_load, step_service_times, total_delay, unmasked
+from edgesched.equations.dual import minimise, price, without_dead
+from edgesched.equations.feasible import in_time, memory_fits, net_utility, options_allowed
+from edgesched.equations.objective import share_for_load, step_service_times, total_delay, unmasked
 from edgesched.types import Scenario
 
 #: Prices of load that :func:`routed` tries, relative to the pooled dual's, from cheap to dear.

@@ -1,9 +1,9 @@
 """Exact optima: branch and bound over step counts, enumeration, and dynamic programming over slices.
 
 With step counts fixed, the joint problem in slot mode is concave in the assignment: maximise a linear
-quality minus ω (Σ n_m √t_m)² / N. Its one-dimensional dual (see :mod:`edgesched.bounds`) has no gap, and
+quality minus ω (Σ n_m √t_m)² / N. Its one-dimensional dual (see :mod:`edgesched.equations.bounds`) has no gap, and
 the optimal assignment mixes at most two neighbouring choices. Over step counts branch and bound closes the rest
-(:mod:`edgesched.branch`). With whole slices and the assignment given, every model's loss depends on its own
+(:mod:`edgesched.equations.branching`). With whole slices and the assignment given, every model's loss depends on its own
 step count and slices alone, and dynamic programming over the slices is exact for any number of models.
 """
 
@@ -15,10 +15,9 @@ import time
 import torch
 from torch import Tensor
 
-from edgesched.branch import Concave, branch_and_bound, fixed_value
-from edgesched.errors import SearchError
-from edgesched.feasible import in_time, memory_fits, net_utility
-from edgesched.objective import (
+from edgesched.equations.branching import Concave, branch_and_bound, fixed_value
+from edgesched.equations.feasible import in_time, memory_fits, net_utility
+from edgesched.equations.objective import (
     at_steps,
     best_share,
     loads,
@@ -28,6 +27,7 @@ from edgesched.objective import (
     total_delay,
     unmasked,
 )
+from edgesched.errors import SearchError
 from edgesched.search._climb import climb, separable, start
 from edgesched.search._result import certified, checked_assignment, positive
 from edgesched.search._threads import threads_for

@@ -14,8 +14,8 @@ import time
 import torch
 from torch import Tensor
 
-from edgesched.branch import Concave, value
-from edgesched.objective import best_share
+from edgesched.equations.branching import Concave, value
+from edgesched.equations.objective import best_share
 from edgesched.search._climb import separable
 from edgesched.search._result import certified, checked_assignment, number, positive
 from edgesched.search._score import routed, scored

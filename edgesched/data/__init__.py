@@ -1,0 +1,1 @@
+"""Data: prompts, score tables, their sources, and how files are read and written."""

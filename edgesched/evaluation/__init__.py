@@ -1,0 +1,1 @@
+"""Evaluation: replay on held-out prompts, and how robust decisions are."""

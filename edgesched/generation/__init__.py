@@ -1,0 +1,1 @@
+"""Generation: diffusion models, scores, and campaigns that make score tables."""

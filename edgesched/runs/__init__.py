@@ -1,0 +1,1 @@
+"""Runs: configuration, sweeps, comparison and logging."""

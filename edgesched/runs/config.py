@@ -1,0 +1,173 @@
+"""The schema of the configuration, and checks that turn a mistake in it into one line.
+
+The top level is a dataclass, so that an unknown key fails when the configuration is composed. Below it,
+components are named by ``_target_``: :func:`build` checks every argument of every component against
+its signature before anything runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from edgesched.errors import ArgumentError, ConfigError, EdgeschedError
+from edgesched.runs.kinds import is_of_kind, kind_in_words
+
+_RESERVED = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
+
+
+@dataclass
+class Schema:
+    """Top-level keys of a run; every group is a node of its own under ``conf/``."""
+
+    name: str = "default"
+    task: str = "schedule"
+    seed: int = 0
+    rerun: bool = False
+    debug: bool = False
+    run_folder: str = "???"
+    data: Any = field(default_factory=dict)
+    prompts: Any = field(default_factory=dict)
+    model: Any = field(default_factory=dict)
+    score: Any = field(default_factory=dict)
+    campaign: Any = field(default_factory=dict)
+    samples: Any = field(default_factory=dict)
+    quality: Any = field(default_factory=dict)
+    fit: Any = field(default_factory=dict)
+    method: Any = field(default_factory=dict)
+    assign: Any = field(default_factory=dict)
+    search: Any = field(default_factory=dict)
+    workload: Any = field(default_factory=dict)
+    estimate: Any = field(default_factory=dict)
+    policies: Any = field(default_factory=dict)
+    difficulty: Any = field(default_factory=dict)
+    paper: Any = field(default_factory=dict)
+    service: Any = field(default_factory=dict)
+    replay: Any = field(default_factory=dict)
+    train: Any = field(default_factory=dict)
+    logger: Any = field(default_factory=dict)
+
+
+def register_schema() -> None:
+    """Make the schema known to Hydra as ``schema``."""
+    ConfigStore.instance().store(name="schema", node=Schema)
+
+
+def nearest(word: str, allowed: list[str]) -> str:
+    """A hint that names the nearest allowed word, or all of them."""
+    close = difflib.get_close_matches(word, allowed, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(sorted(allowed))}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Hydra's own report of a failure out of the log; ours says the same in one line."""
+    logger = logging.getLogger("hydra.utils")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def check(node: Any, path: str = "") -> None:
+    """Check every ``_target_`` below a node: that it can be located, and that it takes the arguments given.
+
+    Raises:
+        ConfigError: Naming the key by its full path and the nearest valid one.
+        ArgumentError: If a value is of another kind than its argument.
+    """
+    if isinstance(node, ListConfig):
+        for i, item in enumerate(node):
+            check(item, f"{path}[{i}]")
+        return
+    if not isinstance(node, DictConfig) or node._is_none() or node._is_missing():
+        return
+    target = node.get("_target_")
+    if target is not None:
+        try:
+            with _quiet():
+                component = get_method(target)
+        except Exception as exc:
+            cause = exc.__cause__ or exc
+            reason = str(cause).strip().splitlines() or [type(cause).__name__]
+            raise ConfigError(f"{path}._target_: {target!r} cannot be located ({reason[0]})") from exc
+        parameters = inspect.signature(component).parameters
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for key in map(str, node):
+            if key in parameters:
+                _check_kind(node, key, path, component)
+            elif key not in _RESERVED and not open_ended:
+                raise ConfigError(f"{path}.{key}: unknown argument of {target}; {nearest(key, list(parameters))}")
+    for name in map(str, node):
+        inner = node._get_node(name)  # values that refer to a missing one are not checked, but said when they are built
+        if isinstance(inner, (DictConfig, ListConfig)) and not inner._is_interpolation():
+            check(inner, f"{path}.{name}" if path else name)
+
+
+def _check_kind(node: DictConfig, key: str, path: str, component: Any) -> None:
+    """Refuse a value that is of no kind that the component's signature names.
+
+    Raises:
+        ArgumentError: Naming the key by its full path.
+    """
+    inner = node._get_node(key)
+    if inner is None or (isinstance(inner, Node) and inner._is_missing()):
+        return
+    try:
+        value = OmegaConf.to_container(node[key], resolve=True) if OmegaConf.is_config(inner) else node[key]
+    except OmegaConfBaseException:
+        return  # refers to what is missing, which is said when it is built
+    wanted = inspect.signature(component).parameters[key].annotation
+    if isinstance(wanted, str):
+        function = component.__init__ if inspect.isclass(component) else component
+        try:
+            wanted = eval(wanted, vars(sys.modules[component.__module__]) | getattr(function, "__globals__", {}))
+        except Exception:
+            return  # names a type that is known to type checkers only
+    if not is_of_kind(value, wanted):
+        refers = (
+            re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,.*)?\}", str(inner._value()))
+            if inner._is_interpolation()
+            else None
+        )
+        where = refers[1] if refers else f"{path}.{key}"
+        raise ArgumentError(f"{where}: expected {kind_in_words(wanted)}, got {value!r}")
+
+
+def build(node: Any, path: str, **arguments: Any) -> Any:
+    """Instantiate a component, or say in one line what is wrong with its configuration.
+
+    Args:
+        node: A node with ``_target_``.
+        path: Where the node stands, for the message.
+        **arguments: Passed on to the component.
+
+    Raises:
+        ConfigError: If it cannot be instantiated.
+    """
+    check(node, path)
+    try:
+        return instantiate(node, _convert_="all", **arguments)
+    except EdgeschedError:
+        raise
+    except Exception as exc:
+        cause: BaseException = exc
+        while cause.__cause__ is not None and not isinstance(cause, EdgeschedError):
+            cause = cause.__cause__
+        if isinstance(cause, EdgeschedError):
+            raise cause from exc
+        raise ConfigError(f"{path}: {str(cause).splitlines()[0] if str(cause) else type(cause).__name__}") from exc

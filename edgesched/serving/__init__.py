@@ -1,0 +1,1 @@
+"""Serving: images made for requests as they come."""

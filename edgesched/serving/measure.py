@@ -1,0 +1,298 @@
+"""A stream of requests really served by diffusion pipelines on this machine, and held against what was predicted.
+
+Shares are realised by interleaving denoising steps: the model that has had least of the machine for its share is next
+(stride scheduling, Waldspurger and Weihl 1995), and the turn of an idle model stays idle, as the equations assume.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from edgesched.errors import PlanError, RequestError
+from edgesched.generation.diffusion import DiffusionModel, image_seed
+from edgesched.streams.arrivals import RequestStream
+from edgesched.streams.queues import lindley, pollaczek_khinchine, route
+from edgesched.types import Plan, PromptSet
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Latencies of a stream that was really served, beside those of the equations.
+
+    Attributes:
+        model: Model of every request, shape (n,).
+        measured_s: Measured seconds from arrival to the finished image, shape (n,).
+        simulated_s: Seconds by the simulator, same arrivals, shape (n,).
+        predicted_s: Pollaczek and Khinchine's mean for every model, shape (M,), infinite where it is overloaded.
+        alone_s: Seconds an image with the whole machine, measured beforehand, shape (M,).
+        inside_s: The same as it was during the service: seconds of the turns that made images, by image, shape (M,); what
+            was measured beforehand where a model served nothing.
+        resimulated_s: As ``simulated_s``, with ``inside_s`` for ``alone_s``: what is left is the error of the queues and
+            shares, without that of a machine that is slower or faster than it was beforehand.
+        share: Planned shares, shape (M,).
+        worked_s: Seconds that each model's turns took, idle ones included, shape (M,).
+    """
+
+    model: Tensor
+    measured_s: Tensor
+    simulated_s: Tensor
+    predicted_s: Tensor
+    alone_s: Tensor
+    inside_s: Tensor
+    resimulated_s: Tensor
+    share: Tensor
+    worked_s: Tensor
+
+    def errors(self) -> dict[str, float]:
+        """Means in seconds, and relative errors in per cent of the mean over all requests.
+
+        ``measured_vs_predicted_pct`` is against the theory, which knows only the rate of this stream;
+        ``measured_vs_simulated_pct`` against a simulation of the very arrivals, and ``measured_vs_resimulated_pct`` against
+        one with the seconds an image that were seen during the service.
+        """
+        count = torch.bincount(self.model, minlength=len(self.predicted_s)).double()
+        used = count > 0
+        predicted = float((count[used] * self.predicted_s[used]).sum() / count.sum())
+        measured, simulated = float(self.measured_s.mean()), float(self.simulated_s.mean())
+        again = float(self.resimulated_s.mean())
+        return {
+            "measured_s": measured,
+            "simulated_s": simulated,
+            "predicted_s": predicted,
+            "measured_vs_predicted_pct": 100 * abs(measured - predicted) / predicted,
+            "measured_vs_simulated_pct": 100 * abs(measured - simulated) / simulated,
+            "measured_vs_resimulated_pct": 100 * abs(measured - again) / again,
+        }
+
+
+def alone(models: Sequence[DiffusionModel], steps: Sequence[int], text: str, *, repeats: int = 15) -> Tensor:
+    """Median seconds of one image by each model with the whole machine, shape (M,), after one image to warm up.
+
+    Measured as images are served: on a CPU with one thread, a denoising step of one model after a step of the next and
+    every second turn idle, so that caches and clocks are as in service, and the prompt encoded anew for every image.
+    """
+    workers = [_Worker(model, int(k)) for model, k in zip(models, steps, strict=True)]
+    seconds: list[list[float]] = [[] for _ in workers]
+    try:
+        for repeat in range(repeats + 1):
+            spent = [0.0] * len(workers)
+            for worker in workers:
+                worker.inbox.append((0, text, repeat))
+            while any(worker.has_work for worker in workers):
+                for m, worker in enumerate(workers):
+                    if worker.has_work:
+                        start = time.perf_counter()
+                        worker.grant()
+                        took = time.perf_counter() - start
+                        spent[m] += took
+                        time.sleep(took)
+            for mine, once in zip(seconds, spent, strict=True):
+                mine.append(once)
+    finally:
+        for worker in workers:
+            worker.stop()
+    return torch.tensor([sorted(mine[1:])[repeats // 2] for mine in seconds], dtype=torch.float64)
+
+
+def serve(
+    stream: RequestStream,
+    prompts: PromptSet,
+    models: Mapping[str, DiffusionModel],
+    plan: Plan,
+    *,
+    routing: str = "random",
+    seed: int = 0,
+    progress: bool = False,
+) -> Measured:
+    """Serve a stream in real time and compare.
+
+    Args:
+        stream: One replica; its last arrival says how long this takes.
+        prompts: Prompts of the stream's categories; requests of a category take them in turn.
+        models: Models in the plan's order.
+        plan: One plan.
+        routing: As in :func:`edgesched.streams.queues.route`.
+        seed: Seed of the routing.
+        progress: Show a progress bar.
+
+    Raises:
+        RequestError: If there are several replicas or a category has no prompt.
+        PlanError: If plan and models do not fit, or a model with requests has no share.
+    """
+    if stream.replicas != 1:
+        raise RequestError(f"requests: expected one replica, got {stream.replicas}")
+    if len(plan) != 1 or plan.share.shape[1] != len(models):
+        raise PlanError(
+            f"plan: expected one plan for {len(models)} models, got shares of shape {tuple(plan.share.shape)}"
+        )
+    texts = _texts(stream, prompts)
+    model = route(stream, plan.assignment, routing=routing, seed=seed)[0, 0]
+    share = plan.share[0].double()
+    if bool((share[model] <= 0).any()):
+        raise PlanError("share: a model that serves requests has none")
+    steps = [int(k) for k in plan.steps[0]]
+    arrival = stream.arrival_s[0] - stream.arrival_s[0, 0]
+    whole = alone(list(models.values()), steps, texts[0][1])
+    workers = [_Worker(each, k) for each, k in zip(models.values(), steps, strict=True)]
+    try:
+        finish, worked, busy = _run(workers, texts, arrival.tolist(), model.tolist(), share.tolist(), (whole / torch.tensor(steps)).tolist(), progress)  # fmt: skip
+    finally:
+        for worker in workers:
+            worker.stop()
+    count = torch.bincount(model, minlength=len(workers)).double()
+    inside = torch.where(count > 0, busy / count.clamp(min=1), whole)
+    gaps = max(len(arrival) - 1, 1) / len(arrival)  # n arrivals end n − 1 gaps
+    rate = gaps * count / arrival[-1].clamp(min=1e-9)
+    return Measured(
+        model, torch.tensor(finish) - arrival, _simulated(arrival, model, whole / share),
+        pollaczek_khinchine(rate, whole / share), whole, inside, _simulated(arrival, model, inside / share), share, worked,
+    )  # fmt: skip
+
+
+def _simulated(arrival: Tensor, model: Tensor, service: Tensor) -> Tensor:
+    """Latencies of a stream dealt to models, first come, first served."""
+    latency = torch.empty_like(arrival)
+    for m in range(len(service)):
+        mine = model == m
+        if bool(mine.any()):
+            latency[mine] = (lindley(arrival, torch.where(mine, service[m], 0.0), mine) - arrival)[mine]
+    return latency
+
+
+def _texts(stream: RequestStream, prompts: PromptSet) -> list[tuple[str, str]]:
+    """Prompt of every request: (id, text)."""
+    by_category: dict[str, list[tuple[str, str]]] = {c: [] for c in stream.categories}
+    for pid, text, category in prompts:
+        if category in by_category:
+            by_category[category].append((pid, text))
+    empty = [c for c, mine in by_category.items() if not mine]
+    if empty:
+        raise RequestError(f"prompts: category {empty[0]!r} of the requests has none")
+    turn = collections.Counter[str]()
+    texts = []
+    for position in stream.category[0].tolist():
+        name = stream.categories[position]
+        texts.append(by_category[name][turn[name] % len(by_category[name])])
+        turn[name] += 1
+    return texts
+
+
+class _Worker(threading.Thread):
+    """One model; a grant lets it run to its next denoising step, and to the image after the last one."""
+
+    def __init__(self, model: DiffusionModel, steps: int) -> None:
+        super().__init__(daemon=True)
+        self.model, self.steps = model, steps
+        self.inbox: collections.deque[tuple[int, str, int]] = collections.deque()
+        self.finished: tuple[int, float] | None = None
+        self.error: BaseException | None = None
+        self._go, self._done, self._stopping, self._inside = (
+            threading.Semaphore(0),
+            threading.Semaphore(0),
+            False,
+            False,
+        )
+        self.start()
+
+    @property
+    def has_work(self) -> bool:
+        return self._inside or bool(self.inbox)
+
+    def grant(self) -> tuple[int, float] | None:
+        """Let it run one turn; (request, time) if that finished one."""
+        self.finished = None
+        self._go.release()
+        self._done.acquire()
+        if self.error is not None:
+            raise self.error
+        return self.finished
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._go.release()
+        self.join(timeout=10)
+
+    def run(self) -> None:
+        torch.set_num_threads(1)  # of this thread only
+        while True:
+            self._go.acquire()
+            if self._stopping:
+                return
+            number, text, seed = self.inbox.popleft()
+            self._inside = True
+            try:
+                self.model.forget_prompts()
+                self.model.generate([text], self.steps, [seed], self._turn_over)
+                self.finished = (number, time.perf_counter())
+            except _Stopped:
+                return
+            except BaseException as exc:
+                self.error = exc
+            self._inside = False
+            self._done.release()
+
+    def _turn_over(self, number: int) -> None:
+        if number + 1 < self.steps:
+            self._done.release()
+            self._go.acquire()
+            if self._stopping:
+                raise _Stopped
+
+
+class _Stopped(Exception):  # noqa: N818
+    """The service ended in the middle of an image."""
+
+
+def _run(
+    workers: Sequence[_Worker],
+    texts: Sequence[tuple[str, str]],
+    arrival: Sequence[float],
+    model: Sequence[int],
+    share: Sequence[float],
+    turn_s: Sequence[float],
+    progress: bool,
+) -> tuple[list[float], Tensor, Tensor]:
+    """Serve in real time; when every request was done, the seconds of every model's turns, and of those not idle."""
+    bar = Progress(*Progress.get_default_columns(), disable=not progress)
+    task = bar.add_task("Serving requests", total=len(arrival))
+    bar.start()
+    finish = [0.0] * len(arrival)
+    passed = [0.0 if f > 0 else float("inf") for f in share]
+    rest = max(0.0, 1.0 - sum(share))
+    if rest > 1e-9:  # what no model was given stays idle too
+        passed.append(0.0)
+    worked, busy = torch.zeros(2, len(workers), dtype=torch.float64)
+    admitted = done = 0
+    begun = time.perf_counter()
+    while done < len(arrival):
+        now = time.perf_counter() - begun
+        while admitted < len(arrival) and arrival[admitted] <= now:
+            pid, text = texts[admitted]
+            workers[model[admitted]].inbox.append((admitted, text, image_seed(pid, admitted)))
+            admitted += 1
+        m = min(range(len(passed)), key=passed.__getitem__)
+        start = time.perf_counter()
+        working = m < len(workers) and workers[m].has_work
+        if working:
+            found = workers[m].grant()
+            if found is not None:
+                finish[found[0]] = found[1] - begun
+                done += 1
+                bar.advance(task)
+        else:
+            time.sleep(turn_s[m] if m < len(workers) else min(turn_s))
+        spent = time.perf_counter() - start
+        passed[m] += spent / (share[m] if m < len(workers) else rest)
+        if m < len(workers):
+            worked[m] += spent
+            busy[m] += spent * working
+    bar.stop()
+    return finish, worked, busy

@@ -1,0 +1,1 @@
+"""Tasks: what `scripts/run.py` can be asked for."""
