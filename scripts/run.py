@@ -27,7 +27,7 @@ CONFIG_FOLDER = str(Path(__file__).resolve().parents[1] / "conf")
 @hydra.main(version_base="1.3", config_path=CONFIG_FOLDER, config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Run the configured task; returns the value that a sweep maximises."""
-    from edgesched.tasks.schedule import run
+    from edgesched.runs.entry import run
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return job(cfg)
@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> float | None:
 def job(cfg: DictConfig) -> float | None:
     """One job of a sweep: not run again if it is finished, marked if it fails, and no obstacle to the others."""
     from edgesched.runs.sweep import FAILED, FINISHED, SKIPPED, earlier, job_digest, mark
-    from edgesched.tasks.schedule import run
+    from edgesched.runs.entry import run
 
     folder = Path(cfg.run_folder)
     digest = job_digest(cfg)

@@ -1,10 +1,10 @@
 """Assignment policies: which category goes to which model."""
 
+from edgesched.assign.methods import Method, plan_all, plan_policies
 from edgesched.assign.policies import (
     AlwaysBest,
     AlwaysCheapest,
     Direct,
-    Distributions,
     GainPerSecond,
     Joint,
     Probabilistic,
@@ -17,12 +17,14 @@ __all__ = [
     "AlwaysBest",
     "AlwaysCheapest",
     "Direct",
-    "Distributions",
     "GainPerSecond",
     "Joint",
+    "Method",
     "Probabilistic",
     "Random",
     "Trained",
+    "plan_all",
+    "plan_policies",
     "threshold_assignment",
     "train_thresholds",
 ]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,37 +15,22 @@ from torch import Tensor
 from edgesched.assign.thresholds import Below, mixture_quantiles, routed, threshold_assignment, train_thresholds
 from edgesched.equations.objective import best_share, evaluate, step_service_times
 from edgesched.errors import ArgumentError, PlanError
+from edgesched.protocols import Scores
 from edgesched.types import Plan, Scenario
 
 __all__ = [
     "AlwaysBest",
     "AlwaysCheapest",
     "Direct",
-    "Distributions",
     "GainPerSecond",
     "Joint",
     "Probabilistic",
     "Random",
+    "Scores",
     "Trained",
     "mixture_quantiles",
     "threshold_assignment",
 ]
-
-
-class Distributions(Protocol):
-    """What a policy may ask of fitted scores, each of shape (C, M, K)."""
-
-    def mean(self) -> Tensor:
-        """Mean scores."""
-        ...
-
-    def std(self) -> Tensor:
-        """Standard deviations."""
-        ...
-
-    def cdf(self, score: Tensor) -> Tensor:
-        """P(S ≤ score), shape (..., C, M, K) for scores of shape (..., 1, 1, 1)."""
-        ...
 
 
 def _by_ability(scenario: Scenario) -> Tensor:
@@ -89,12 +73,12 @@ class Probabilistic:
     reference: int = 0
     reference_steps: int | None = None
 
-    def __call__(self, scenario: Scenario, scores: Distributions | None) -> Tensor:
+    def __call__(self, scenario: Scenario, scores: Scores | None) -> Tensor:
         """Probabilities, shape (B, C, M)."""
         below = self._below(scenario, scores)
         return routed(below(self.cuts(scenario, scores)), _by_ability(scenario).argsort(-1))
 
-    def cuts(self, scenario: Scenario, scores: Distributions | None) -> Tensor:
+    def cuts(self, scenario: Scenario, scores: Scores | None) -> Tensor:
         """Thresholds in score points, shape (B, M − 1)."""
         below, m = self._below(scenario, scores), scenario.shape[2]
         if self.thresholds is None:
@@ -106,7 +90,7 @@ class Probabilistic:
             raise ArgumentError(f"thresholds: expected increasing values, got {list(self.thresholds)}")
         return cuts.expand(len(scenario), m - 1)
 
-    def _below(self, scenario: Scenario, scores: Distributions | None) -> Below:
+    def _below(self, scenario: Scenario, scores: Scores | None) -> Below:
         """Distribution function of the reference model's scores."""
         if scores is None:
             raise PlanError(f"{type(self).__name__}: needs fitted score distributions")
@@ -121,7 +105,7 @@ class Probabilistic:
 
         return below
 
-    def _quantiles(self, scenario: Scenario, scores: Distributions | None, below: Below, levels: Tensor) -> Tensor:
+    def _quantiles(self, scenario: Scenario, scores: Scores | None, below: Below, levels: Tensor) -> Tensor:
         """Quantiles of the reference scores of all requests, shape (B, levels)."""
         assert scores is not None
         step = self._step(scenario)
@@ -166,7 +150,7 @@ class Trained(Probabilistic):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
-    def cuts(self, scenario: Scenario, scores: Distributions | None) -> Tensor:
+    def cuts(self, scenario: Scenario, scores: Scores | None) -> Tensor:
         """Trained thresholds in score points, shape (B, M − 1), without gradient."""
         below = self._below(scenario, scores)
         start = super().cuts(scenario, scores)
@@ -199,7 +183,7 @@ class GainPerSecond:
         if self.prices < 2:
             raise ArgumentError(f"prices: expected at least 2, got {self.prices}")
 
-    def __call__(self, scenario: Scenario, scores: Distributions | None = None) -> Tensor:
+    def __call__(self, scenario: Scenario, scores: Scores | None = None) -> Tensor:
         """Probabilities, shape (B, C, M), each 0 or 1."""
         b = len(scenario)
         seconds = step_service_times(scenario)
@@ -232,7 +216,7 @@ class GainPerSecond:
 class Joint:
     """No policy: the assignment is left to the search, which plans it together with steps and shares."""
 
-    def __call__(self, scenario: Scenario, scores: Distributions | None = None) -> None:
+    def __call__(self, scenario: Scenario, scores: Scores | None = None) -> None:
         """Nothing given."""
 
 
@@ -240,7 +224,7 @@ class Joint:
 class Direct:
     """Each category to the model with the best mean quality at its best step count."""
 
-    def __call__(self, scenario: Scenario, scores: Distributions | None = None) -> Tensor:
+    def __call__(self, scenario: Scenario, scores: Scores | None = None) -> Tensor:
         """Probabilities, shape (B, C, M)."""
         return _one_model(scenario, scenario.quality.amax(-1).argmax(-1))
 
@@ -249,7 +233,7 @@ class Direct:
 class Random:
     """Every request to any model with equal probability."""
 
-    def __call__(self, scenario: Scenario, scores: Distributions | None = None) -> Tensor:
+    def __call__(self, scenario: Scenario, scores: Scores | None = None) -> Tensor:
         """Probabilities, shape (B, C, M)."""
         b, c, m, _ = scenario.shape
         return torch.full((b, c, m), 1 / m, dtype=scenario.demand.dtype, device=scenario.device)
@@ -259,7 +243,7 @@ class Random:
 class AlwaysBest:
     """Everything to the model with the best mean quality over the demand."""
 
-    def __call__(self, scenario: Scenario, scores: Distributions | None = None) -> Tensor:
+    def __call__(self, scenario: Scenario, scores: Scores | None = None) -> Tensor:
         """Probabilities, shape (B, C, M)."""
         return _one_model(scenario, _by_ability(scenario)[:, 0])
 
@@ -268,7 +252,7 @@ class AlwaysBest:
 class AlwaysCheapest:
     """Everything to the model with the least time per image at its cheapest step count."""
 
-    def __call__(self, scenario: Scenario, scores: Distributions | None = None) -> Tensor:
+    def __call__(self, scenario: Scenario, scores: Scores | None = None) -> Tensor:
         """Probabilities, shape (B, C, M)."""
         allowed = scenario.quality.isfinite().any(1)
         seconds = step_service_times(scenario).masked_fill(~allowed, torch.inf)

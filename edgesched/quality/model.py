@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ScenarioError, ScoreTableError
-from edgesched.quality.latency import LatencyFit
+from edgesched.quality.latency import LatencyFit, latency_remarks
 from edgesched.quality.laws import Law, Normal
 from edgesched.quality.offsets import cell_means, shrunken_offsets
 from edgesched.types import Scenario
@@ -321,6 +321,15 @@ class QualityModel(L.LightningModule):
     def _start_shape(self, std: Tensor, skew: Tensor, data: Observations) -> None:
         """Start the parameters around the mean, from deviations in units and skewness of shape (C, M, K)."""
         self.log_scale.copy_(std.log())
+
+    def remarks(self, latency: str) -> tuple[str, ...]:
+        """What a reader of a plan has to know of these fits: times off their line, scores that did not settle.
+
+        Args:
+            latency: The latency model whose lines are planned with.
+        """
+        unsettled = () if self.converged else ("The fit of the scores did not settle; raise quality.max_epochs.",)
+        return (*latency_remarks(self.latency_fits.get(latency, self.latency_fits["slot"])), *unsettled)
 
     def scenario(
         self,

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -44,6 +41,7 @@ class Section:
         rows: Rows of the table.
         figures: Picture files with their captions.
         code: Preformatted text.
+        key: Name of the section in logs; what has one is printed to the terminal too.
     """
 
     title: str
@@ -52,6 +50,20 @@ class Section:
     rows: Sequence[Sequence[Cell]] = ()
     figures: Sequence[tuple[Path, str]] = ()
     code: str = ""
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a task leaves for people.
+
+    Args:
+        facts: What was run and on what, as names and values at the head of the page.
+        sections: Parts in their order.
+    """
+
+    facts: Mapping[str, str]
+    sections: Sequence[Section]
 
 
 def show(value: Cell) -> str:
@@ -94,20 +106,8 @@ def _picture(path: Path, caption: str) -> str:
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
-def again(folder: Path) -> Section | None:
-    """How to repeat a run of ``scripts/run.py``: its very command line; None for a folder that Hydra did not make."""
-    file = folder / ".hydra/overrides.yaml"
-    if not file.exists():
-        return None
-    given = [str(text) for text in OmegaConf.load(file)]
-    told = f"edgesched {metadata.version('edgesched')}; the whole configuration is in .hydra/config.yaml of the run folder."
-    return Section("Run it again", (told,), code=shlex.join(["python", "scripts/run.py", *given]))
-
-
 def write_html(path: Path, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> Path:
     """Write one self-contained HTML page: pictures inside, no scripts, nothing fetched.
-
-    In a run folder its last section is how to repeat the run.
 
     Args:
         path: File to write.
@@ -122,8 +122,7 @@ def write_html(path: Path, title: str, facts: Mapping[str, str], sections: Seque
         f"<h1>{html.escape(title)}</h1>",
         _table(("", ""), list(facts.items())).replace("<thead>", "<thead hidden>"),
     ]
-    repeat = again(path.parent)
-    for section in [*sections, *([] if repeat is None else [repeat])]:
+    for section in sections:
         parts.append(f"<h2>{html.escape(section.title)}</h2>")
         parts += [f"<p>{html.escape(paragraph)}</p>" for paragraph in section.text]
         if section.rows:

@@ -33,11 +33,12 @@ class Schema:
     """Top-level keys of a run; every group is a node of its own under ``conf/``."""
 
     name: str = "default"
-    task: str = "schedule"
     seed: int = 0
     rerun: bool = False
     debug: bool = False
     run_folder: str = "???"
+    task: Any = field(default_factory=dict)
+    problem: Any = field(default_factory=dict)
     data: Any = field(default_factory=dict)
     prompts: Any = field(default_factory=dict)
     model: Any = field(default_factory=dict)
@@ -54,7 +55,7 @@ class Schema:
     policies: Any = field(default_factory=dict)
     difficulty: Any = field(default_factory=dict)
     paper: Any = field(default_factory=dict)
-    service: Any = field(default_factory=dict)
+    stream: Any = field(default_factory=dict)
     replay: Any = field(default_factory=dict)
     train: Any = field(default_factory=dict)
     logger: Any = field(default_factory=dict)
@@ -118,6 +119,14 @@ def check(node: Any, path: str = "") -> None:
             check(inner, f"{path}.{name}" if path else name)
 
 
+def _nodes(node: Any) -> Iterator[Any]:
+    """A node and every node below it that is there."""
+    yield node
+    if isinstance(node, DictConfig | ListConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+        for key in node if isinstance(node, DictConfig) else range(len(node)):
+            yield from _nodes(node._get_node(key))
+
+
 def _check_kind(node: DictConfig, key: str, path: str, component: Any) -> None:
     """Refuse a value that is of no kind that the component's signature names.
 
@@ -128,7 +137,11 @@ def _check_kind(node: DictConfig, key: str, path: str, component: Any) -> None:
     if inner is None or (isinstance(inner, Node) and inner._is_missing()):
         return
     try:
-        value = OmegaConf.to_container(node[key], resolve=True) if OmegaConf.is_config(inner) else node[key]
+        value = node[key]
+        if isinstance(value, DictConfig | ListConfig):
+            if any(isinstance(n, DictConfig) and "_target_" in n for n in _nodes(value)):
+                return  # made of components, which are checked by themselves
+            value = OmegaConf.to_container(value, resolve=True)
     except OmegaConfBaseException:
         return  # refers to what is missing, which is said when it is built
     wanted = inspect.signature(component).parameters[key].annotation

@@ -1,0 +1,80 @@
+"""Pictures of scores and plans that several tasks show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgesched.data.table import ScoreTable
+from edgesched.report import figures
+
+if TYPE_CHECKING:
+    from edgesched.quality import QualityModel
+
+Pictures = dict[str, tuple[Path, str]]
+
+
+class Album:
+    """Pictures of a run, kept as they are drawn.
+
+    Args:
+        folder: Where they are written.
+        vector: Write each as SVG too.
+    """
+
+    def __init__(self, folder: Path, *, vector: bool = False) -> None:
+        self.folder, self.vector = folder, vector
+        self.pictures: Pictures = {}
+
+    def keep(self, name: str, figure: Any, caption: str) -> None:
+        """Write a figure under its name, with the caption that the page shows."""
+        self.pictures[name] = (figures.save(figure, self.folder / f"{name}.png", vector=self.vector), caption)
+
+    def __getitem__(self, name: str) -> tuple[Path, str]:
+        return self.pictures[name]
+
+    def of(self, *names: str) -> list[tuple[Path, str]]:
+        """Those of the named pictures that were drawn, in this order."""
+        return [self.pictures[name] for name in names if name in self.pictures]
+
+
+def score_figures(fit_half: ScoreTable, quality: QualityModel) -> dict[str, tuple[Any, str]]:
+    """What the scores of a table look like beside their fits; name → (figure, caption)."""
+    frame = fit_half.frame
+    mean = quality.mean().detach().double().numpy()
+    counts = np.array(quality.step_counts)
+    measured = quality.measured.numpy()
+    low, high = (float(v) for v in np.quantile(frame[fit_half.score], [0.002, 1.0]))
+    grid = np.linspace(low, high + 0.1 * (high - low), 300)
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    density: dict[str, dict[str, np.ndarray]] = {}
+    means: dict[str, dict[str, np.ndarray]] = {}
+    errors: dict[str, dict[str, np.ndarray]] = {}
+    fitted: dict[str, dict[str, np.ndarray]] = {}
+    for c, category in enumerate(fit_half.categories):
+        for values in (scores, density, means, errors, fitted):
+            values[category] = {}
+        for m, model in enumerate(quality.models):
+            mine = frame[(frame["category"] == category) & (frame["model"] == model)]
+            own = counts[measured[m]]
+            by_prompt = mine.groupby(["steps", "prompt_id"])[fit_half.score].mean().groupby("steps")
+            means[category][model] = by_prompt.mean().to_numpy()
+            errors[category][model] = 1.96 * (by_prompt.std(ddof=1) / np.sqrt(by_prompt.count())).fillna(0).to_numpy()
+            fitted[category][model] = mean[c, m, measured[m]]
+            k = int(own[mean[c, m, measured[m]].argmax()])
+            at = int(np.flatnonzero(counts == k)[0])
+            scores[category][model] = mine.loc[mine["steps"] == k, fit_half.score].to_numpy()
+            density[category][model] = quality.density(grid, c, m, at)
+    steps_of = {model: counts[measured[m]] for m, model in enumerate(quality.models)}
+    return {
+        "score_distributions": (
+            figures.score_distributions(scores, density, grid),
+            "Scores of the fit half at each model's best step count, with the fitted distributions.",
+        ),
+        "quality_over_steps": (
+            figures.quality_over_steps(steps_of, means, errors, fitted),
+            "Mean score against denoising steps: measured with 95 % intervals over prompts, and the fitted curves.",
+        ),
+    }
