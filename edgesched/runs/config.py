@@ -122,7 +122,9 @@ def check(node: Any, path: str = "") -> None:
 def _nodes(node: Any) -> Iterator[Any]:
     """A node and every node below it that is there."""
     yield node
-    if isinstance(node, DictConfig | ListConfig) and not (node._is_none() or node._is_missing() or node._is_interpolation()):
+    if isinstance(node, DictConfig | ListConfig) and not (
+        node._is_none() or node._is_missing() or node._is_interpolation()
+    ):
         for key in node if isinstance(node, DictConfig) else range(len(node)):
             yield from _nodes(node._get_node(key))
 

@@ -70,12 +70,12 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def tiny(cfg: DictConfig, given: Sequence[str], file: Path | None = None) -> DictConfig:
-    """The configuration at the sizes of ``conf/debug/tiny.yaml``; what was given on the command line stays.
+    """The configuration at the sizes of ``conf/debug.yaml``; what was given on the command line stays.
 
     Args:
         cfg: The composed configuration.
         given: Overrides as they were given.
-        file: The sizes; None for ``debug/tiny.yaml`` beside the configuration that Hydra composed.
+        file: The sizes; None for ``debug.yaml`` beside the configuration that Hydra composed.
 
     Raises:
         ConfigError: If there is no such file.
@@ -83,9 +83,9 @@ def tiny(cfg: DictConfig, given: Sequence[str], file: Path | None = None) -> Dic
     if file is None:
         sources = HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []
         folders = [Path(str(source.path)) for source in sources if source.schema == "file"]
-        found = [folder / "debug/tiny.yaml" for folder in folders if (folder / "debug/tiny.yaml").is_file()]
+        found = [folder / "debug.yaml" for folder in folders if (folder / "debug.yaml").is_file()]
         if not found:
-            raise ConfigError("debug: no debug/tiny.yaml beside the configuration")
+            raise ConfigError("debug: no debug.yaml beside the configuration")
         file = found[0]
     cfg = cfg.copy()
     OmegaConf.set_readonly(cfg, False)

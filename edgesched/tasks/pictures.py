@@ -9,6 +9,7 @@ import numpy as np
 
 from edgesched.data.table import ScoreTable
 from edgesched.report import figures
+from edgesched.report.page import Cell
 
 if TYPE_CHECKING:
     from edgesched.quality import QualityModel
@@ -78,3 +79,13 @@ def score_figures(fit_half: ScoreTable, quality: QualityModel) -> dict[str, tupl
             "Mean score against denoising steps: measured with 95 % intervals over prompts, and the fitted curves.",
         ),
     }
+
+
+def family_rows(table: ScoreTable) -> tuple[list[str], list[list[Cell]]]:
+    """Mean score of every model at its best step count, category by category, as columns and rows."""
+    mean = table.frame.groupby(["model", "category", "steps"], sort=False)[table.score].mean()
+    rows: list[list[Cell]] = []
+    for model in table.models or ():
+        best = [mean[model][category] for category in table.categories]
+        rows.append([model, *(f"{b.max():.2f} ({b.idxmax()} steps)" for b in best)])
+    return ["model", *table.categories], rows
