@@ -61,7 +61,7 @@ def device_name(device: torch.device) -> str:
 
 def run_campaign(
     prompts: PromptSet,
-    models: Mapping[str, ImageModel],
+    models: Mapping[str, DiffusionModel],
     scorers: Mapping[str, SampleScore],
     *,
     steps: Sequence[int],
@@ -188,7 +188,7 @@ def _processes(devices: int | str) -> int:
 
 
 def _made_by(
-    models: Mapping[str, ImageModel], scorers: Mapping[str, SampleScore]
+    models: Mapping[str, DiffusionModel], scorers: Mapping[str, SampleScore]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Whatever changes an image, by model, and its score, by score: classes, arguments, and content of folders."""
     made = {}
@@ -201,7 +201,7 @@ def _made_by(
 
 def _jobs(
     prompts: PromptSet,
-    models: Mapping[str, ImageModel],
+    models: Mapping[str, DiffusionModel],
     counts: Sequence[int],
     seeds: int,
     batch_size: int,
@@ -221,7 +221,7 @@ def _jobs(
 
 def _timing(
     folder: CampaignFolder,
-    models: Mapping[str, ImageModel],
+    models: Mapping[str, DiffusionModel],
     made_by: Mapping[str, Mapping[str, Any]],
     counts: Sequence[int],
     batches: Sequence[int],
@@ -283,7 +283,7 @@ def _git_commit() -> str | None:
 def _assemble(
     folder: CampaignFolder,
     prompts: PromptSet,
-    models: Mapping[str, ImageModel],
+    models: Mapping[str, DiffusionModel],
     scorers: Mapping[str, SampleScore],
     made_by: tuple[Mapping[str, Any], Mapping[str, Any]],
     batch_size: int,

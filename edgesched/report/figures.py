@@ -318,6 +318,32 @@ def plan_bars(
     return figure
 
 
+def gains_over_load(gains: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+    """Gain of every policy over the best single model against load, a panel for each policy.
+
+    Args:
+        gains: Load → policy → ``value lo hi`` in points.
+    """
+    names = list(next(iter(gains.values())))
+    columns = min(4, len(names))
+    figure, axes = _axes(columns, width=2.6, height=2.3, rows=-(-len(names) // columns), sharex=True, sharey=True)
+    loads = [float(load) for load in gains]
+    for ax, name in zip(axes.flat, names, strict=False):
+        found = [by_name[name] for by_name in gains.values()]
+        value = [g["value"] for g in found]
+        spread = [[max(g["value"] - g["lo"], 0.0) for g in found], [max(g["hi"] - g["value"], 0.0) for g in found]]
+        ax.axhline(0, color=FAINT, linewidth=0.8)
+        ax.errorbar(loads, value, yerr=spread, color=COLOURS[0], marker="o", markersize=3, linewidth=1.3, capsize=2)
+        ax.set_xscale("log")
+        ax.set_yscale("symlog", linthresh=1.0)
+        ax.set_title(name)
+        ax.set_xlabel("requests a category")
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    axes.flat[0].set_ylabel("points over one model")
+    return figure
+
+
 def lines(
     curves: Mapping[str, np.ndarray], differences: Mapping[str, np.ndarray], across: str, along: str, against: str
 ) -> Figure:

@@ -126,7 +126,7 @@ def _nodes(node: Any) -> Iterator[Any]:
         node._is_none() or node._is_missing() or node._is_interpolation()
     ):
         for key in node if isinstance(node, DictConfig) else range(len(node)):
-            yield from _nodes(node._get_node(key))
+            yield from _nodes(node._get_node(key))  # type: ignore[arg-type]
 
 
 def _check_kind(node: DictConfig, key: str, path: str, component: Any) -> None:
