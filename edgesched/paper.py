@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -294,14 +293,15 @@ def _agreement(cfg: DictConfig, quality: Any, weight: float) -> dict[str, float 
     scenario = quality.scenario(float(cfg.paper.rate), weight, latency="queue")
     plan = solve(scenario).plan
     found = agreement(scenario, plan, requests=int(cfg.service.agreement_requests), seed=int(cfg.seed))
-    measured: dict[str, float] = {}
+    measured: dict[str, float | None] = {}
     if cfg.paper.serve:
         measured = measure(cfg)[1].errors()
     return found | {
-        key: measured[key] if math.isfinite(measured.get(key, math.nan)) else None
+        key: measured.get(key)
         for key in (
             "measured_vs_predicted_pct",
             "measured_vs_simulated_pct",
+            "measured_vs_resimulated_pct",
             "measured_s",
             "simulated_s",
             "predicted_s",
