@@ -459,7 +459,10 @@ def campaign(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     """Prompts × models × steps × seeds → score table, into ``campaign.out``."""
     from edgesched.campaign import UnfinishedError, run_campaign
 
-    prompts = build(cfg.prompts, "prompts").per_category(cfg.campaign.prompts_per_category)
+    count = cfg.campaign.prompts_per_category
+    if count < 1:
+        raise ConfigError(f"campaign.prompts_per_category: expected a positive whole number, got {count}")
+    prompts = build(cfg.prompts, "prompts").per_category(count)
     models = {str(name): build(node, f"model.{name}") for name, node in cfg.model.items()}
     scorers = {str(name): build(node, f"score.{name}") for name, node in cfg.score.items()}
     started = time.perf_counter()
