@@ -59,7 +59,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
     for at, folders, names in os.walk(folder, followlinks=True, onerror=fail):
         real = os.path.realpath(at)
-        folders[:] = [] if real in seen else [n for n in folders if not n.startswith(".") and n != "__pycache__"]
+        mine = [] if real in seen else [n for n in folders if not n.startswith(".") and n != "__pycache__"]
+        folders[:] = sorted(mine)
         if real not in seen:
             yield from (Path(at) / name for name in names if not name.startswith("."))
         seen.add(real)

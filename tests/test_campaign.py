@@ -3,7 +3,10 @@
 import errno
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -584,6 +587,51 @@ def test_two_processes_make_what_one_makes(tmp_path, undisturbed):
     table = real_campaign(tmp_path, accelerator="cpu", devices=2)
     assert shards(tmp_path) == 30
     assert_same(table, undisturbed)
+
+
+def _beside(out, name, counts):
+    """One of several starts in one folder; exit code 0 if its table has all it was asked for."""
+    torch.set_num_threads(1)
+    table, _ = worded(out, PROMPTS, name=name, steps=counts, seeds=3)
+    os._exit(0 if set(counts) <= set(table.frame.loc[table.frame["model"] == name, "steps"]) else 3)
+
+
+def test_starts_at_once_in_one_folder_lose_nothing(tmp_path, forks):
+    work = [("first", [1, 2]), ("second", [1, 2]), ("first", [2, 4])]
+    children = [forks.Process(target=_beside, args=(tmp_path, name, counts)) for name, counts in work[:2]]
+    for child in children:
+        child.start()
+    while shards(tmp_path) == 0 and any(child.is_alive() for child in children):
+        time.sleep(0.01)
+    worded(tmp_path, PROMPTS, name=work[2][0], steps=work[2][1], seeds=3)
+    for child in children:
+        child.join(100)
+    assert [child.exitcode for child in children] == [0, 0]
+    table = ScoreTable.load(tmp_path, score="level", min_prompts=1)
+    cells = {(name, k) for name, counts in work for k in counts}
+    assert table.frame.groupby(["model", "steps"]).size().to_dict() == dict.fromkeys(cells, 3 * len(PROMPTS))
+    assert {(r["model"], r["steps"]) for r in table.manifest["timing"]} == cells
+    lengths = dict(zip(PROMPTS.ids, map(len, PROMPTS.texts), strict=True))
+    assert (table.frame["level"] == table.frame["prompt_id"].map(lengths)).all()
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.weights
+def test_the_command_ends_with_1_and_one_line_for_what_it_could_not_make(tmp_path):
+    command = [
+        sys.executable, str(ROOT / "scripts/run.py"), "+experiment=campaign", "model=[micro_small]", "logger.mode=disabled",
+        "campaign.seeds=1", "campaign.timing_repeats=1", "campaign.progress=false", "campaign.prompts_per_category=1",
+        "campaign.steps=[2,5]", "model.micro_small.scheduler=PNDMScheduler", f"campaign.out={tmp_path / 'out'}",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.search(
+        r"^error: campaign: not made: micro_small at 2 steps: .* \(the other \d+ images", done.stderr, re.M
+    )
+    assert ScoreTable.load(tmp_path / "out", min_prompts=1).steps == (5,)
+    assert (tmp_path / "run/metrics.json").exists()
 
 
 class Refusing(Painter):
