@@ -44,8 +44,8 @@ def main(cfg: DictConfig) -> float | None:
 
 def job(cfg: DictConfig) -> float | None:
     """One job of a sweep: not run again if it is finished, marked if it fails, and no obstacle to the others."""
-    from edgesched.runs.sweep import FAILED, FINISHED, SKIPPED, earlier, job_digest, mark
     from edgesched.runs.entry import run
+    from edgesched.runs.sweep import FAILED, FINISHED, SKIPPED, earlier, job_digest, mark
 
     folder = Path(cfg.run_folder)
     digest = job_digest(cfg)

@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def _file_digest(file: str, size: int, changed_ns: int) -> str:
 
 
 def content_digest(path: Path | str) -> str:
-    """Digest of a file's bytes, or of the names and bytes of all files below a folder, 16 hexadecimal digits.
+    """Digest of a file's bytes, or of the names and bytes of the files below a folder, 16 hexadecimal digits.
+
+    Hidden files and Python's caches below a folder do not count: desktops and downloads leave them anywhere.
 
     A file is read once in a process, as long as its size and its time of change stay.
 
@@ -38,14 +41,29 @@ def content_digest(path: Path | str) -> str:
         OSError: If it cannot be read.
     """
     path = Path(path)
-    walked = os.walk(path, followlinks=True)
-    files = [path] if path.is_file() else sorted(Path(at) / name for at, _, names in walked for name in names)
+    files = [path] if path.is_file() else sorted(_files(path))
     told = []
     for file in files:
         facts = file.stat()
         name = "" if file == path else file.relative_to(path).as_posix()
         told.append((name, _file_digest(str(file.resolve()), facts.st_size, facts.st_mtime_ns)))
     return text_digest(json_text(told))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files below a folder, each folder once whatever links lead to it."""
+    seen = set()
+
+    def fail(exc: OSError) -> None:
+        raise exc
+
+    for at, folders, names in os.walk(folder, followlinks=True, onerror=fail):
+        real = os.path.realpath(at)
+        mine = [] if real in seen else [n for n in folders if not n.startswith(".") and n != "__pycache__"]
+        folders[:] = sorted(mine)
+        if real not in seen:
+            yield from (Path(at) / name for name in names if not name.startswith("."))
+        seen.add(real)
 
 
 def settings_of(component: Any, base: type = object) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def write_bytes(path: Path | str, data: bytes) -> None:
         OSError: If it cannot be written; the old file stays.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Threads share a process's number, and processes of two machines may have one.
+    part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "wb") as handle:
             handle.write(data)

@@ -16,7 +16,7 @@ from edgesched.equations.objective import (
     total_delay,
 )
 from edgesched.errors import ArgumentError, PlanError, ScoreTableError
-from edgesched.evaluation.replay import Replay, bootstrap_weights, refuse_shared, matched, prompt_scores, replay
+from edgesched.evaluation.replay import Replay, bootstrap_weights, matched, prompt_scores, refuse_shared, replay
 from edgesched.types import Plan, Scenario
 
 DELIVERIES = ("last", "better")

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def run_campaign(
             to run.
         KeyboardInterrupt: When stopped from the keyboard; batches that were generated are scored and kept.
     """
-    counts = _counted(steps, seeds, batch_size, timing_repeats)
+    counts = _counted(steps, seeds, batch_size, timing_repeats, num_nodes)
     if not models or not scorers:
         raise CampaignError("campaign: expected at least one model and one score")
     if not any(model.allows(k) for k in counts for model in models.values()):
@@ -127,6 +127,8 @@ def run_campaign(
     kept = folder.read()
     folder.check(kept, *made_by)
     folder.begin()
+    if rank_zero_only.rank == 0:
+        folder.forget_refusals(models, counts)
     done = kept.images()
     jobs = list(_jobs(prompts, models, counts, seeds, batch_size, done))
     images = sum(len(job.rows) for job in jobs)
@@ -137,8 +139,6 @@ def run_campaign(
             model.check()
         for scorer in scorers.values():
             scorer.check()
-        if rank_zero_only.rank == 0:
-            folder.forget_refusals(models, counts)
         generation = Generation(prompts, models, scorers, jobs, folder, made_by)
         predict(generation, accelerator, processes, num_nodes, strategy, progress)
     speed = images / (time.perf_counter() - started) if jobs else None
@@ -146,7 +146,7 @@ def run_campaign(
         sys.exit(0)
     _timing(folder, models, made_by[0], counts, sorted({1, batch_size}), timing_repeats, progress)
     table = _assemble(folder, prompts, models, scorers, made_by, batch_size, speed)
-    refused = {key: why for key, why in folder.refusals().items() if key[0] in models and key[1] in counts}
+    refused = _missing(table, folder.refusals(), models, counts, seeds)
     if not refused and table is not None:
         return table
     by_reason: dict[tuple[str, str], list[int]] = {}
@@ -159,13 +159,14 @@ def run_campaign(
     raise unfinished
 
 
-def _counted(steps: Sequence[int], seeds: int, batch_size: int, timing_repeats: int) -> list[int]:
+def _counted(steps: Sequence[int], seeds: int, batch_size: int, timing_repeats: int, num_nodes: int) -> list[int]:
     """Step counts in order, and every number a whole positive one."""
     given: dict[str, list[Any]] = {
         "seeds": [seeds],
         "batch_size": [batch_size],
         "timing_repeats": [timing_repeats],
-        "steps": list(steps),
+        "num_nodes": [num_nodes],
+        "steps": list(steps) if isinstance(steps, Iterable) and not isinstance(steps, str) else [steps],
     }
     for name, values in given.items():
         for value in values or [None]:
@@ -178,12 +179,9 @@ def _processes(devices: int | str) -> int:
     """Processes of a node."""
     if devices == "auto":
         return torch.cuda.device_count() or 1
-    try:
-        count = int(devices)
-    except (TypeError, ValueError):
-        count = 0
-    if count < 1:
-        raise CampaignError(f"campaign.devices: expected a positive number or auto, got {devices!r}")
+    count = int(devices) if isinstance(devices, str) and devices.isdecimal() else devices
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise CampaignError(f"campaign.devices: expected a positive whole number or auto, got {devices!r}")
     return count
 
 
@@ -191,12 +189,18 @@ def _made_by(
     models: Mapping[str, DiffusionModel], scorers: Mapping[str, SampleScore]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Whatever changes an image, by model, and its score, by score: classes, arguments, and content of folders."""
-    made = {}
-    for name, model in models.items():
-        told = settings_of(model, DiffusionModel) | {"dtype": str(model.dtype)}
-        made[name] = {key: value for key, value in told.items() if key not in _NOT_OF_AN_IMAGE}
-    scored = {name: settings_of(scorer) for name, scorer in scorers.items()}
-    return made, {name: {k: v for k, v in told.items() if k != "device"} for name, told in scored.items()}
+    made: dict[str, dict[str, Any]] = {}
+    scored: dict[str, dict[str, Any]] = {}
+    name = ""
+    try:
+        for name, model in models.items():
+            told = settings_of(model, DiffusionModel) | {"dtype": str(model.dtype)}
+            made[name] = {key: value for key, value in told.items() if key not in _NOT_OF_AN_IMAGE}
+        for name, scorer in scorers.items():
+            scored[name] = {key: value for key, value in settings_of(scorer).items() if key != "device"}
+    except OSError as exc:
+        raise CampaignError(f"{name}: {exc.filename} cannot be read ({exc.strerror or exc})") from exc
+    return made, scored
 
 
 def _jobs(
@@ -292,6 +296,7 @@ def _assemble(
     """Shards and times as one table with its manifest, or None if no model has every prompt at any step count."""
     with folder.locked():
         kept = folder.read()
+        folder.check(kept, *made_by)  # a start of other settings may have begun beside this one
         settings = {name: ways[0] for name, ways in kept.models.items()} | dict(made_by[0])
         digests = {name: text_digest(json_text(told)) for name, told in settings.items()}
         times = [r for r in folder.times() if r["settings"] == digests.get(r["model"])]
@@ -327,6 +332,24 @@ def _assemble(
             write_bytes(folder.out / SETTINGS, json_document(of_all).encode())
             table.save(folder.out)
     return table
+
+
+def _missing(
+    table: ScoreTable | None,
+    refusals: Mapping[tuple[str, int], str],
+    models: Mapping[str, DiffusionModel],
+    counts: Sequence[int],
+    seeds: int,
+) -> dict[tuple[str, int], str]:
+    """Models and step counts that were asked for and are not in the table with every seed, and why."""
+    there = set() if table is None else set(table.frame[["model", "steps", "seed"]].itertuples(index=False, name=None))
+    asked = [(name, k) for name, model in models.items() for k in counts if model.allows(k)]
+    lost = "not every image is in the folder; start again to go on"
+    return {
+        (name, k): refusals.get((name, k), lost)
+        for name, k in asked
+        if (name, k) in refusals or any((name, k, seed) not in there for seed in range(seeds))
+    }
 
 
 def _complete(

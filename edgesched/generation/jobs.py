@@ -138,7 +138,7 @@ class Generation(L.LightningModule):
         }
         for name, scorer in scorers.items():
             try:
-                part[name] = scorer.score(images, texts).tolist()
+                part[name] = _finite(scorer.score(images, texts), len(rows))
             except Exception as exc:
                 raise CampaignError(f"score {name} of {job.model} at {job.steps} steps: {reason(exc)}") from exc
         part["truncated"] = [
@@ -212,13 +212,17 @@ def predict(
         devices = min(devices, len(generation.jobs))
     if strategy == "auto" and devices * num_nodes > 1:
         strategy = "ddp" if started_from_outside else "ddp_spawn"
+    if accelerator in ("auto", "gpu", "cuda") and not torch.cuda.is_available():
+        if accelerator != "auto":
+            log.warning("campaign.accelerator=%s: there is no GPU here; going on with the processor", accelerator)
+        accelerator = "cpu"
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     total = sum(len(job.rows) for job in generation.jobs)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         try:
             trainer = L.Trainer(
-                accelerator=accelerator if torch.cuda.is_available() else "cpu",
+                accelerator=accelerator,
                 devices=devices,
                 num_nodes=num_nodes,
                 strategy=strategy,
@@ -244,6 +248,16 @@ def predict(
             raise CampaignError(told[-1] if told else f"a process failed: {last}") from exc
         except torch.multiprocessing.ProcessExitedException as exc:
             raise CampaignError(f"a process ended ({exc}); what is done is kept, start again to go on") from exc
+
+
+def _finite(scores: torch.Tensor, images: int) -> list[float]:
+    """One finite number for every image: a shard keeps whatever it is given, and is never made again."""
+    values = torch.as_tensor(scores).reshape(-1)
+    if len(values) != images:
+        raise ModelError(f"expected one score for each of {images} images, got {len(values)}")
+    if not bool(torch.isfinite(values).all()):
+        raise ModelError(f"expected finite scores, got {values[~torch.isfinite(values)][0].item()}")
+    return [float(value) for value in values.tolist()]
 
 
 def _generated(job: Job, prompts: PromptSet, model: DiffusionModel) -> Iterator[tuple[Rows, np.ndarray]]:

@@ -25,7 +25,7 @@ from filelock import FileLock
 from edgesched.data.digests import json_text, text_digest
 from edgesched.data.table import KEY
 from edgesched.data.writing import json_document, write_bytes
-from edgesched.errors import CampaignError
+from edgesched.errors import CampaignError, reason
 
 log = logging.getLogger(__name__)
 SETTINGS, TIMING, SHARDS, REFUSED = "settings.json", "timing.json", "shards", "refused"
@@ -71,9 +71,8 @@ class CampaignFolder:
         try:
             yield
         except OSError as exc:
-            reason = exc.strerror or str(exc)
             raise CampaignError(
-                f"{self.out}: cannot be written ({reason}); what is done is kept, start again once it can"
+                f"{self.out}: cannot be written ({exc.strerror or exc}); what is done is kept, start again once it can"
             ) from exc
 
     @contextlib.contextmanager
@@ -94,7 +93,7 @@ class CampaignFolder:
             (self.out / SHARDS).mkdir(parents=True, exist_ok=True)
             probe = self.out / f".probe.{os.getpid()}"
             write_bytes(probe, b"")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # processes of two machines may have one number
 
     def write(self, rows: Mapping[str, Sequence[Any]], model: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
         """Write one shard.
@@ -122,14 +121,18 @@ class CampaignFolder:
         scores: list[dict[str, Any]] = []
         for file in sorted((self.out / SHARDS).glob("*.parquet")):
             try:
-                table = pq.read_table(file)
+                data = file.read_bytes()
+            except FileNotFoundError:
+                continue
+            except OSError as exc:  # a disk that does not answer is no reason to throw images away
+                raise CampaignError(f"{file}: cannot be read ({exc.strerror or exc}); start again once it can") from exc
+            try:
+                table = pq.read_table(io.BytesIO(data))
                 frame = table.to_pandas()
                 told = (table.schema.metadata or {}).get(_MADE_BY)
                 made_by = None if told is None or TEXT not in frame else json.loads(told)
-            except FileNotFoundError:
-                continue
-            except Exception as exc:
-                log.warning("%s cannot be read (%s); its images are made again", file.name, str(exc).splitlines()[0])
+            except (pa.ArrowException, OSError, ValueError, KeyError) as exc:
+                log.warning("%s cannot be read (%s); its images are made again", file.name, reason(exc))
                 file.unlink(missing_ok=True)
                 continue
             if made_by is None:
@@ -187,19 +190,22 @@ class CampaignFolder:
             rows = [r for r in self.times() if key(r) != key(row)]
             write_bytes(self.out / TIMING, json_document([*rows, dict(row)]).encode())
 
-    def keep_refusal(self, model: str, steps: int, reason: str) -> None:
+    def keep_refusal(self, model: str, steps: int, why: str) -> None:
         """Note why images of a model at a step count cannot be made, for the process that tells it at the end."""
         with self.guarded():
             folder = self.out / REFUSED
             folder.mkdir(exist_ok=True)
-            told = {"model": model, "steps": steps, "reason": reason}
+            told = {"model": model, "steps": steps, "reason": why}
             write_bytes(folder / f"{text_digest(json_text([model, steps]))}.json", json_text(told).encode())
 
     def refusals(self) -> dict[tuple[str, int], str]:
         """Model and step count → why."""
         found = {}
         for file in sorted((self.out / REFUSED).glob("*.json")):
-            told = json.loads(file.read_text(encoding="utf-8"))
+            try:
+                told = json.loads(file.read_text(encoding="utf-8"))
+            except FileNotFoundError:  # another start tries it again
+                continue
             found[str(told["model"]), int(told["steps"])] = str(told["reason"])
         return found
 

@@ -224,6 +224,7 @@ def train_denoiser(name: str, recipe: Recipe, out: Path) -> None:
 
 
 def _share_cores(processes: int) -> None:
+    """Begin a worker process, which is all our own: nobody else's threads are in it."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
 
 

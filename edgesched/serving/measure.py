@@ -7,8 +7,8 @@ Shares are realised by interleaving denoising steps: the model that has had leas
 from __future__ import annotations
 
 import collections
+import math
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,8 +16,10 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from edgesched.errors import PlanError, RequestError
+from edgesched.errors import ArgumentError, PlanError, RequestError
 from edgesched.generation.diffusion import DiffusionModel, image_seed
+from edgesched.search._threads import one_thread
+from edgesched.serving.clock import WALL, Clock
 from edgesched.streams.arrivals import RequestStream
 from edgesched.streams.queues import lindley, pollaczek_khinchine, route
 from edgesched.types import Plan, PromptSet
@@ -39,6 +41,8 @@ class Measured:
             shares, without that of a machine that is slower or faster than it was beforehand.
         share: Planned shares, shape (M,).
         worked_s: Seconds that each model's turns took, idle ones included, shape (M,).
+        load: What was asked of each model over what its share can make, shape (M,): at 1 and above it is overloaded, and
+            its queue has no mean.
     """
 
     model: Tensor
@@ -50,36 +54,53 @@ class Measured:
     resimulated_s: Tensor
     share: Tensor
     worked_s: Tensor
+    load: Tensor
 
-    def errors(self) -> dict[str, float]:
+    def errors(self) -> dict[str, float | None]:
         """Means in seconds, and relative errors in per cent of the mean over all requests.
 
         ``measured_vs_predicted_pct`` is against the theory, which knows only the rate of this stream;
         ``measured_vs_simulated_pct`` against a simulation of the very arrivals, and ``measured_vs_resimulated_pct`` against
-        one with the seconds an image that were seen during the service.
+        one with the seconds an image that were seen during the service. ``predicted_s`` and what is held against it are
+        None where a model that served is overloaded: the theory knows no mean then.
         """
         count = torch.bincount(self.model, minlength=len(self.predicted_s)).double()
         used = count > 0
         predicted = float((count[used] * self.predicted_s[used]).sum() / count.sum())
         measured, simulated = float(self.measured_s.mean()), float(self.simulated_s.mean())
         again = float(self.resimulated_s.mean())
+        known = math.isfinite(predicted)
         return {
             "measured_s": measured,
             "simulated_s": simulated,
-            "predicted_s": predicted,
-            "measured_vs_predicted_pct": 100 * abs(measured - predicted) / predicted,
+            "predicted_s": predicted if known else None,
+            "measured_vs_predicted_pct": 100 * abs(measured - predicted) / predicted if known else None,
             "measured_vs_simulated_pct": 100 * abs(measured - simulated) / simulated,
             "measured_vs_resimulated_pct": 100 * abs(measured - again) / again,
         }
 
 
-def alone(models: Sequence[DiffusionModel], steps: Sequence[int], text: str, *, repeats: int = 15) -> Tensor:
+def alone(
+    models: Sequence[DiffusionModel], steps: Sequence[int], text: str, *, repeats: int = 15, clock: Clock = WALL
+) -> Tensor:
     """Median seconds of one image by each model with the whole machine, shape (M,), after one image to warm up.
 
     Measured as images are served: on a CPU with one thread, a denoising step of one model after a step of the next and
     every second turn idle, so that caches and clocks are as in service, and the prompt encoded anew for every image.
+
+    Args:
+        models: Models.
+        steps: Denoising steps of each.
+        text: Prompt of the images.
+        repeats: Images of each model that are timed, after the first.
+        clock: What time it is.
+
+    Raises:
+        ArgumentError: If nothing would be timed.
     """
-    workers = [_Worker(model, int(k)) for model, k in zip(models, steps, strict=True)]
+    if repeats < 1:
+        raise ArgumentError(f"repeats: expected at least 1 image of each model to time, got {repeats}")
+    workers = [_Worker(model, int(k), clock) for model, k in zip(models, steps, strict=True)]
     seconds: list[list[float]] = [[] for _ in workers]
     try:
         for repeat in range(repeats + 1):
@@ -89,11 +110,11 @@ def alone(models: Sequence[DiffusionModel], steps: Sequence[int], text: str, *, 
             while any(worker.has_work for worker in workers):
                 for m, worker in enumerate(workers):
                     if worker.has_work:
-                        start = time.perf_counter()
+                        start = clock.now()
                         worker.grant()
-                        took = time.perf_counter() - start
+                        took = clock.now() - start
                         spent[m] += took
-                        time.sleep(took)
+                        clock.sleep(took)
             for mine, once in zip(seconds, spent, strict=True):
                 mine.append(once)
     finally:
@@ -111,6 +132,8 @@ def serve(
     routing: str = "random",
     seed: int = 0,
     progress: bool = False,
+    alone_s: Tensor | None = None,
+    clock: Clock = WALL,
 ) -> Measured:
     """Serve a stream in real time and compare.
 
@@ -122,10 +145,13 @@ def serve(
         routing: As in :func:`edgesched.streams.queues.route`.
         seed: Seed of the routing.
         progress: Show a progress bar.
+        alone_s: Seconds an image with the whole machine, shape (M,), as by :func:`alone`; None measures them first.
+        clock: What time it is.
 
     Raises:
         RequestError: If there are several replicas or a category has no prompt.
         PlanError: If plan and models do not fit, or a model with requests has no share.
+        ArgumentError: If seconds alone are given and are not positive, or not one for every model.
     """
     if stream.replicas != 1:
         raise RequestError(f"requests: expected one replica, got {stream.replicas}")
@@ -140,20 +166,26 @@ def serve(
         raise PlanError("share: a model that serves requests has none")
     steps = [int(k) for k in plan.steps[0]]
     arrival = stream.arrival_s[0] - stream.arrival_s[0, 0]
-    whole = alone(list(models.values()), steps, texts[0][1])
-    workers = [_Worker(each, k) for each, k in zip(models.values(), steps, strict=True)]
+    if alone_s is None:
+        whole = alone(list(models.values()), steps, texts[0][1], clock=clock)
+    else:
+        whole = alone_s.double()
+        if whole.shape != share.shape or not bool((whole.isfinite() & (whole > 0)).all()):
+            raise ArgumentError(f"alone_s: expected {len(models)} numbers above 0, got {whole.tolist()}")
+    workers = [_Worker(each, k, clock) for each, k in zip(models.values(), steps, strict=True)]
     try:
-        finish, worked, busy = _run(workers, texts, arrival.tolist(), model.tolist(), share.tolist(), (whole / torch.tensor(steps)).tolist(), progress)  # fmt: skip
+        finish, worked, busy = _run(workers, texts, arrival.tolist(), model.tolist(), share.tolist(), (whole / torch.tensor(steps)).tolist(), progress, clock)  # fmt: skip
     finally:
         for worker in workers:
             worker.stop()
     count = torch.bincount(model, minlength=len(workers)).double()
     inside = torch.where(count > 0, busy / count.clamp(min=1), whole)
     gaps = max(len(arrival) - 1, 1) / len(arrival)  # n arrivals end n − 1 gaps
-    rate = gaps * count / arrival[-1].clamp(min=1e-9)
+    # One request has no rate: nothing can wait for it.
+    rate = gaps * count / arrival[-1].clamp(min=1e-9) if len(arrival) > 1 else torch.zeros_like(count)
     return Measured(
         model, torch.tensor(finish) - arrival, _simulated(arrival, model, whole / share),
-        pollaczek_khinchine(rate, whole / share), whole, inside, _simulated(arrival, model, inside / share), share, worked,
+        pollaczek_khinchine(rate, whole / share), whole, inside, _simulated(arrival, model, inside / share), share, worked, torch.where(count > 0, rate * whole / share, 0.0),
     )  # fmt: skip
 
 
@@ -188,9 +220,9 @@ def _texts(stream: RequestStream, prompts: PromptSet) -> list[tuple[str, str]]:
 class _Worker(threading.Thread):
     """One model; a grant lets it run to its next denoising step, and to the image after the last one."""
 
-    def __init__(self, model: DiffusionModel, steps: int) -> None:
+    def __init__(self, model: DiffusionModel, steps: int, clock: Clock) -> None:
         super().__init__(daemon=True)
-        self.model, self.steps = model, steps
+        self.model, self.steps, self.clock = model, steps, clock
         self.inbox: collections.deque[tuple[int, str, int]] = collections.deque()
         self.finished: tuple[int, float] | None = None
         self.error: BaseException | None = None
@@ -221,7 +253,10 @@ class _Worker(threading.Thread):
         self.join(timeout=10)
 
     def run(self) -> None:
-        torch.set_num_threads(1)  # of this thread only
+        with one_thread():  # two models' threads must not wait for each other within a turn
+            self._serve()
+
+    def _serve(self) -> None:
         while True:
             self._go.acquire()
             if self._stopping:
@@ -231,7 +266,7 @@ class _Worker(threading.Thread):
             try:
                 self.model.forget_prompts()
                 self.model.generate([text], self.steps, [seed], self._turn_over)
-                self.finished = (number, time.perf_counter())
+                self.finished = (number, self.clock.now())
             except _Stopped:
                 return
             except BaseException as exc:
@@ -259,11 +294,9 @@ def _run(
     share: Sequence[float],
     turn_s: Sequence[float],
     progress: bool,
+    clock: Clock,
 ) -> tuple[list[float], Tensor, Tensor]:
     """Serve in real time; when every request was done, the seconds of every model's turns, and of those not idle."""
-    bar = Progress(*Progress.get_default_columns(), disable=not progress)
-    task = bar.add_task("Serving requests", total=len(arrival))
-    bar.start()
     finish = [0.0] * len(arrival)
     passed = [0.0 if f > 0 else float("inf") for f in share]
     rest = max(0.0, 1.0 - sum(share))
@@ -271,28 +304,29 @@ def _run(
         passed.append(0.0)
     worked, busy = torch.zeros(2, len(workers), dtype=torch.float64)
     admitted = done = 0
-    begun = time.perf_counter()
-    while done < len(arrival):
-        now = time.perf_counter() - begun
-        while admitted < len(arrival) and arrival[admitted] <= now:
-            pid, text = texts[admitted]
-            workers[model[admitted]].inbox.append((admitted, text, image_seed(pid, admitted)))
-            admitted += 1
-        m = min(range(len(passed)), key=passed.__getitem__)
-        start = time.perf_counter()
-        working = m < len(workers) and workers[m].has_work
-        if working:
-            found = workers[m].grant()
-            if found is not None:
-                finish[found[0]] = found[1] - begun
-                done += 1
-                bar.advance(task)
-        else:
-            time.sleep(turn_s[m] if m < len(workers) else min(turn_s))
-        spent = time.perf_counter() - start
-        passed[m] += spent / (share[m] if m < len(workers) else rest)
-        if m < len(workers):
-            worked[m] += spent
-            busy[m] += spent * working
-    bar.stop()
+    with Progress(*Progress.get_default_columns(), disable=not progress) as bar:
+        task = bar.add_task("Serving requests", total=len(arrival))
+        begun = clock.now()
+        while done < len(arrival):
+            now = clock.now() - begun
+            while admitted < len(arrival) and arrival[admitted] <= now:
+                pid, text = texts[admitted]
+                workers[model[admitted]].inbox.append((admitted, text, image_seed(pid, admitted)))
+                admitted += 1
+            m = min(range(len(passed)), key=passed.__getitem__)
+            start = clock.now()
+            working = m < len(workers) and workers[m].has_work
+            if working:
+                found = workers[m].grant()
+                if found is not None:
+                    finish[found[0]] = found[1] - begun
+                    done += 1
+                    bar.advance(task)
+            else:
+                clock.sleep(turn_s[m] if m < len(workers) else min(turn_s))
+            spent = clock.now() - start
+            passed[m] += spent / (share[m] if m < len(workers) else rest)
+            if m < len(workers):
+                worked[m] += spent
+                busy[m] += spent * working
     return finish, worked, busy

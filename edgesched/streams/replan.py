@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from edgesched.equations.objective import service_times, step_indices, step_service_times
 from edgesched.errors import RequestError
+from edgesched.serving.clock import WALL, Clock
 from edgesched.streams.arrivals import RequestStream
 from edgesched.streams.queues import route
 from edgesched.types import Plan, Scenario, SearchResult
@@ -147,6 +147,7 @@ def run_slots(
     ewma: float = 0.3,
     routing: str = "random",
     seed: int = 0,
+    clock: Clock = WALL,
 ) -> SlotRun:
     """Plan for every slot on what is expected of it and what is left over, and serve what comes.
 
@@ -162,6 +163,7 @@ def run_slots(
         ewma: Weight of the newest slot.
         routing: As in :func:`edgesched.streams.queues.route`.
         seed: Seed of the routing.
+        clock: What time it is, for ``planning_s`` alone.
 
     Raises:
         RequestError: If an argument is out of its range, or requests pile up for ever.
@@ -186,12 +188,12 @@ def run_slots(
             raise RequestError(
                 f"slots: {len(pending)} requests are still waiting {k - len(demand)} slots after the last came"
             )
-        begun = time.perf_counter()
+        begun = clock.now()
         if plan is None or how != "once":
             waiting = torch.bincount(torch.tensor(category[pending]), minlength=categories).double()
             wanted = (expected[k] if k < len(demand) else quiet) + waiting
             plan = plan_slot(scenario, wanted, slot_s, search, plan).to("cpu")
-        planning_s += time.perf_counter() - begun
+        planning_s += clock.now() - begun
         plans.append(plan)
         share = plan.share[0].double().numpy()
         stranded = np.where((left > 0) & (share <= 0), left, 0.0)

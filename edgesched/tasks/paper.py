@@ -187,9 +187,7 @@ def _scenarios(problem: Problem, quality: Any, points: Sequence[Point]) -> Scena
     )
 
 
-def run_grid(
-    problem: Problem, methods: Mapping[str, Method], points: list[Point], sizes: Sizes, routing: str
-) -> Grid:
+def run_grid(problem: Problem, methods: Mapping[str, Method], points: list[Point], sizes: Sizes, routing: str) -> Grid:
     """Plan with every method on all points at once, and replay, for every split."""
     found: dict[str, dict[str, list[Any]]] = {w: {n: [] for n in methods} for w in ("utility", "quality", "latency_s")}
     for split in track(range(sizes.splits), description="Splits of the prompts"):
