@@ -14,11 +14,11 @@ def test_html_is_self_contained_and_escaped(tmp_path):
     picture = figures.save(figure, tmp_path / "f" / "a.png")
     section = page.Section("A <section>", ("1 < 2",), ("name", "value"), [("<i>", 1.5)], [(picture, "a & b")], "{}")
     written = page.write_html(tmp_path / "r.html", "T", {"Device": "<x>"}, [section]).read_text()
-    assert "<b>" not in page
-    assert "&lt;section&gt;" in page
-    assert "1 &lt; 2" in page
-    assert "data:image/png;base64," in page
-    assert "<script" not in page
+    assert "<b>" not in written
+    assert "&lt;section&gt;" in written
+    assert "1 &lt; 2" in written
+    assert "data:image/png;base64," in written
+    assert "<script" not in written
 
 
 @pytest.mark.parametrize(

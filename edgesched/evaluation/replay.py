@@ -148,6 +148,11 @@ def matched(scenario: Scenario, table: ScoreTable, models: Sequence[str]) -> tup
 
 
 def refuse_shared(planned_on: ScoreTable | None, table: ScoreTable) -> None:
+    """Refuse to replay on prompts that were planned with.
+
+    Raises:
+        ScoreTableError: Naming how many are shared.
+    """
     shared = set() if planned_on is None else set(planned_on.frame["prompt_id"]) & set(table.frame["prompt_id"])
     if shared:
         raise ScoreTableError(f"prompt {min(shared)!r} was used for planning; replay needs prompts of its own")

@@ -11,18 +11,23 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from edgesched.errors import ArgumentError, PlanError, RequestError
-from edgesched.generation.diffusion import DiffusionModel, image_seed
+from edgesched.errors import ArgumentError, ConfigError, PlanError, RequestError
+from edgesched.generation.diffusion import image_seed
+from edgesched.protocols import ImageModel
 from edgesched.search._threads import one_thread
-from edgesched.serving.clock import WALL, Clock
-from edgesched.streams.arrivals import RequestStream
+from edgesched.streams.arrivals import RequestStream, poisson
+from edgesched.streams.clock import WALL, Clock
 from edgesched.streams.queues import lindley, pollaczek_khinchine, route
 from edgesched.types import Plan, PromptSet
+
+if TYPE_CHECKING:
+    from edgesched.quality import QualityModel
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Measured:
 
 
 def alone(
-    models: Sequence[DiffusionModel], steps: Sequence[int], text: str, *, repeats: int = 15, clock: Clock = WALL
+    models: Sequence[ImageModel], steps: Sequence[int], text: str, *, repeats: int = 15, clock: Clock = WALL
 ) -> Tensor:
     """Median seconds of one image by each model with the whole machine, shape (M,), after one image to warm up.
 
@@ -126,7 +131,7 @@ def alone(
 def serve(
     stream: RequestStream,
     prompts: PromptSet,
-    models: Mapping[str, DiffusionModel],
+    models: Mapping[str, ImageModel],
     plan: Plan,
     *,
     routing: str = "random",
@@ -220,7 +225,7 @@ def _texts(stream: RequestStream, prompts: PromptSet) -> list[tuple[str, str]]:
 class _Worker(threading.Thread):
     """One model; a grant lets it run to its next denoising step, and to the image after the last one."""
 
-    def __init__(self, model: DiffusionModel, steps: int, clock: Clock) -> None:
+    def __init__(self, model: ImageModel, steps: int, clock: Clock) -> None:
         super().__init__(daemon=True)
         self.model, self.steps, self.clock = model, steps, clock
         self.inbox: collections.deque[tuple[int, str, int]] = collections.deque()
@@ -330,3 +335,68 @@ def _run(
                 worked[m] += spent
                 busy[m] += spent * working
     return finish, worked, busy
+
+
+@dataclass(frozen=True, eq=False)
+class ServedForReal:
+    """A short stream, to be served at a given part of what the machine can take.
+
+    Every model serves an equal part of every category, at the same steps and the best shares for it: what is tested is
+    the model of the machine, not the plan.
+
+    Args:
+        models: Models by name.
+        prompts: Prompts of the requests.
+        requests: Requests that are served.
+        utilisation: Of the busiest model.
+        steps: Denoising steps; the nearest measured count is taken.
+        timing_repeats: Images of each model that are timed beforehand.
+        routing: How a request comes to its model.
+        seed: Seed of arrivals and routing.
+        clock: The time in which it is served.
+
+    Raises:
+        ArgumentError: If a value is out of range.
+    """
+
+    models: Mapping[str, ImageModel]
+    prompts: PromptSet
+    requests: int = 150
+    utilisation: float = 0.5
+    steps: int = 8
+    timing_repeats: int = 15
+    routing: str = "random"
+    seed: int = 0
+    clock: Clock = WALL
+
+    def __post_init__(self) -> None:
+        for name in ("requests", "steps", "timing_repeats"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"stream.{name}: expected a whole number of at least 1, got {getattr(self, name)}")
+        if not (math.isfinite(self.utilisation) and self.utilisation > 0):
+            raise ArgumentError(f"stream.utilisation: expected a number above 0, got {self.utilisation}")
+
+    def measure(self, quality: QualityModel) -> tuple[Measured, tuple[str, ...], list[int]]:
+        """Serve, and say what was measured, the models that served, and the step count of each.
+
+        Args:
+            quality: Fitted scores: their models are served, at a step count that they know.
+
+        Raises:
+            ConfigError: If none of the models is known to the scores.
+        """
+        names = tuple(n for n in quality.models if n in self.models)
+        if not names:
+            raise ConfigError(f"model: none of {', '.join(self.models)} is in the score table")
+        models = {name: self.models[name] for name in names}
+        prompts = self.prompts.per_category(8)
+        categories = tuple(dict.fromkeys(prompts.categories))
+        counts = [min(quality.step_counts, key=lambda k: (abs(k - self.steps), k))] * len(names)
+        seconds = alone(list(models.values()), counts, prompts.texts[0], repeats=self.timing_repeats, clock=self.clock)
+        share = seconds.sqrt() / seconds.sqrt().sum()
+        rate = self.utilisation * float((share / seconds).min()) * len(names)
+        stream = poisson([rate / len(categories)] * len(categories), categories, requests=self.requests, seed=self.seed)
+        even = torch.full((1, len(categories), len(names)), 1 / len(names), dtype=torch.float64)
+        found = serve(stream, prompts, models, Plan(even, torch.tensor([counts]), share[None]), routing=self.routing,
+                      seed=self.seed, progress=True, alone_s=seconds, clock=self.clock)  # fmt: skip
+        return found, names, counts

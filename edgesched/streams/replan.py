@@ -18,8 +18,8 @@ from torch import Tensor
 
 from edgesched.equations.objective import service_times, step_indices, step_service_times
 from edgesched.errors import RequestError
-from edgesched.serving.clock import WALL, Clock
 from edgesched.streams.arrivals import RequestStream
+from edgesched.streams.clock import WALL, Clock
 from edgesched.streams.queues import route
 from edgesched.types import Plan, Scenario, SearchResult
 

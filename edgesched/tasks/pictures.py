@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,3 +90,17 @@ def family_rows(table: ScoreTable) -> tuple[list[str], list[list[Cell]]]:
         best = [mean[model][category] for category in table.categories]
         rows.append([model, *(f"{b.max():.2f} ({b.idxmax()} steps)" for b in best)])
     return ["model", *table.categories], rows
+
+
+def sentences(remarks: Sequence[str]) -> list[str]:
+    """Remarks as sentences."""
+    return [f"{said[0].upper()}{said[1:].rstrip('.')}." for said in remarks]
+
+
+def stream_facts(table: ScoreTable, metrics: Mapping[str, Any]) -> dict[str, str]:
+    """What a page on a stream says at its head."""
+    stream = metrics["stream"]
+    return {
+        "Scores come from": table.device,
+        "Requests": f"{stream['requests']}, {sum(stream['rate']):.2f} a second",
+    }

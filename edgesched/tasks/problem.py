@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgesched.data.table import ScoreTable
-from edgesched.errors import ConfigError
+from edgesched.errors import ArgumentError, ConfigError
 from edgesched.protocols import ImageModel
+from edgesched.streams.arrivals import RequestStream
 from edgesched.types import Scenario
 
 if TYPE_CHECKING:
@@ -106,3 +108,53 @@ class Problem:
     def source(self) -> dict[str, Any]:
         """Where the scores come from: device, digest and rows."""
         return {"device": self.data.device, "digest": self.data.digest(), "rows": len(self.data)}
+
+
+class Arrivals(Protocol):
+    """Makes a stream of requests."""
+
+    def __call__(self, *, rate: Sequence[float], categories: Sequence[str], seed: int) -> RequestStream:
+        """A stream with a mean rate of every category, in requests a second."""
+        ...
+
+
+def stream_of(problem: Problem, arrivals: Arrivals | None, categories: Sequence[str], seed: int) -> RequestStream:
+    """Requests at the mean rate that the workload's demand says.
+
+    Raises:
+        ConfigError: If the workload has no arrivals, or names an unknown category.
+    """
+    if arrivals is None:
+        raise ConfigError(
+            "workload.arrivals: this experiment needs a stream; choose workload=poisson, bursty, diurnal or trace"
+        )
+    demand = problem.workload["demand"]
+    if isinstance(demand, Mapping):
+        unknown = [c for c in demand if c not in categories]
+        if unknown:
+            raise ConfigError(f"workload.demand: category {unknown[0]!r} is not one of {', '.join(categories)}")
+        rates = [float(demand.get(c, 0.0)) for c in categories]
+    else:
+        rates = [float(demand)] * len(categories)
+    return arrivals(rate=rates, categories=categories, seed=seed)
+
+
+def expect_whole(name: str, value: int) -> None:
+    """Refuse what is no whole number of at least 1.
+
+    Raises:
+        ArgumentError: Naming the key.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def expect_positive(name: str, value: float, most: float = math.inf) -> None:
+    """Refuse what is no finite number above 0, or is above the most.
+
+    Raises:
+        ArgumentError: Naming the key.
+    """
+    if not (math.isfinite(value) and 0 < value <= most):
+        until = f" and up to {most:g}" if most < math.inf else ""
+        raise ArgumentError(f"{name}: expected a number above 0{until}, got {value!r}")
