@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from edgesched import search
 from edgesched.data.table import ScoreTable
 from edgesched.equations.bounds import upper_bound
-from edgesched.equations.objective import best_share, evaluate, soft_utility
+from edgesched.equations.shares import best_share
+from edgesched.equations.utility import evaluate, soft_utility
 from edgesched.errors import EdgeschedError
 from edgesched.search import solve
 from edgesched.types import Outcome, Plan, PromptSet, Scenario, SearchResult

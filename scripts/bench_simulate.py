@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import edgesched as es
-from edgesched.equations.objective import service_times
+from edgesched.equations.utility import service_times
 from edgesched.streams.arrivals import poisson
 from edgesched.streams.queues import simpy_latency, simulate
 

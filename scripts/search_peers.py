@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgesched.equations.objective import quality_by_step
+from edgesched.equations.utility import quality_by_step
 from edgesched.search._result import checked_assignment
 
 

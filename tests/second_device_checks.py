@@ -18,7 +18,7 @@ from torch import Tensor
 
 import edgesched as es
 from edgesched.assign import policies as assign
-from edgesched.equations import objective
+from edgesched.equations import utility as objective
 from edgesched.equations.bounds import regret
 from edgesched.errors import SearchError
 from edgesched.generation.diffusion import DiffusionModel

@@ -12,7 +12,8 @@ import torch
 from test_objective import draw_plan
 
 import edgesched as es
-from edgesched.equations.objective import share_for_load, total_delay
+from edgesched.equations.delay import total_delay
+from edgesched.equations.shares import share_for_load
 from edgesched.errors import ArgumentError, PlanError, SearchError
 from edgesched.search.anneal import kernel, rng
 from edgesched.search.anneal.general import queue_shares

@@ -21,7 +21,8 @@ from edgesched.assign.policies import (
     threshold_assignment,
 )
 from edgesched.equations.bounds import upper_bound
-from edgesched.equations.objective import best_share, evaluate
+from edgesched.equations.shares import best_share
+from edgesched.equations.utility import evaluate
 from edgesched.errors import ArgumentError, PlanError
 from edgesched.types import Plan, Scenario
 

@@ -13,7 +13,7 @@ from test_objective import draw_plan
 import edgesched as es
 from edgesched.equations.branching import Concave, branch_and_bound, value
 from edgesched.equations.dual import minimise
-from edgesched.equations.objective import step_service_times
+from edgesched.equations.utility import step_service_times
 from edgesched.errors import ArgumentError, SearchError
 from edgesched.search.exact import plan_at
 

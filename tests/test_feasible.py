@@ -12,7 +12,7 @@ from reference import brute_force, utility
 
 import edgesched as es
 from edgesched.equations.feasible import memory_fits
-from edgesched.equations.objective import single_best_plan, single_best_utility
+from edgesched.equations.utility import single_best_plan, single_best_utility
 from edgesched.errors import SearchError
 from edgesched.search import anneal, branch, coordinate, exact, random_search, relax, tree
 

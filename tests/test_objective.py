@@ -11,7 +11,8 @@ from reference import simplex, utility
 
 import edgesched as es
 from edgesched.equations.bounds import gap, regret
-from edgesched.equations.objective import single_best_plan, single_best_utility, total_delay
+from edgesched.equations.delay import total_delay
+from edgesched.equations.utility import single_best_plan, single_best_utility
 from edgesched.errors import PlanError
 
 latencies = st.sampled_from(["slot", "queue"])

@@ -6,10 +6,11 @@ import sys
 import numpy as np
 import pytest
 from browser import look_over, opens
-from test_configs import composed
+from composing import run_task
 
-from edgesched.errors import ConfigError, RequestError
-from edgesched.tasks.paper import BASELINES, Grid, headline, headline_rows, paper, words
+from edgesched.errors import ArgumentError, RequestError
+from edgesched.evaluation.grid import Grid, headline
+from edgesched.tasks.paper import BASELINES, headline_rows, words
 
 POINTS = [(load, 1.0, weight) for load in (4.0, 16.0) for weight in (1.0, 10.0)]
 
@@ -29,7 +30,7 @@ def grid(quality_factor=1.1, delay_factor=0.8, splits=3, draws=40, seed=0):
 
 
 def test_a_fixed_factor_is_recovered_with_paired_intervals():
-    rows = headline(grid(), "annealing")
+    rows = headline(grid(), "annealing", BASELINES)
     assert set(rows) == set(BASELINES)
     for row in rows.values():
         for key, value in (("quality_gain_pct", 10.0), ("latency_cut_pct", 20.0)):
@@ -42,7 +43,7 @@ def test_the_best_point_is_one_point_for_both_numbers():
     made = grid()
     made.quality["annealing"][:, 2] *= 1.2
     made.latency_s["annealing"][:, 1] *= 0.5
-    row = headline(made, "annealing")["direct"]
+    row = headline(made, "annealing", BASELINES)["direct"]
     assert row["quality_gain_pct"]["best"] == pytest.approx(32)
     assert row["latency_cut_pct"]["best"] == pytest.approx(20)
     assert (row["best_point"]["load"], row["best_point"]["latency_weight"]) == (16.0, 1.0)
@@ -54,16 +55,16 @@ def test_losses_and_trades_are_said():
         "measured_vs_simulated_pct": 1.5,
         "measured_vs_resimulated_pct": 0.5,
     }
-    worse = words(headline(grid(0.9, 1.3), "annealing"), agreement)
+    worse = words(headline(grid(0.9, 1.3), "annealing", BASELINES), agreement)
     assert worse[0].startswith("Over direct, annealing loses utility")
     assert "No grid point is better in both" in worse[0]
     assert worse[-1] == (
         "Served for real on this machine, the mean delay was 3.2 % off theory and 1.5 % off a simulation of the same arrivals "
         "(0.5 % with the step times seen meanwhile)."
     )
-    trade = words(headline(grid(1.1, 1.3), "annealing"), {})
+    trade = words(headline(grid(1.1, 1.3), "annealing", BASELINES), {})
     assert "takes 30.0 % more delay for 10.0 % more quality" in trade[0]
-    spare = words(headline(grid(0.95, 0.5), "annealing"), {})
+    spare = words(headline(grid(0.95, 0.5), "annealing", BASELINES), {})
     assert "gives up 5.0 % of quality for 50.0 % less delay" in spare[0]
 
 
@@ -75,35 +76,24 @@ def test_a_curve_follows_one_axis_and_pairs_its_differences():
     difference = made.curve("published", "quality", 0, (4.0, 1.0, 10.0), "direct")
     assert np.allclose(difference[:, 1:], 0)
     columns, rows = headline_rows(
-        {"headline": headline(made, "annealing"), "headline_published": headline(made, "published")}
+        {
+            "headline": headline(made, "annealing", BASELINES),
+            "headline_published": headline(made, "published", BASELINES),
+        }
     )
     assert all(len(row) == len(columns) for row in rows)
     assert rows[-1][0] == "arXiv 2409.09072"
 
 
-class _Silent:
-    def score_table(self, table):
-        assert len(table)
-
-    def summary(self, metrics):
-        json.dumps(metrics)
-
-    def table(self, name, columns, rows):
-        assert all(len(row) == len(columns) for row in rows)
-
-    def images(self, pictures):
-        assert all(file.is_file() and file.with_suffix(".svg").is_file() for file in pictures.values())
-
-
 SMALL = (
     "+experiment=paper", "samples=none", "paper.loads=[8,32]", "paper.budgets=[1]", "paper.latency_weights=[10]",
     "paper.splits=2", "paper.draws=20", "replay.draws=50", "search.iterations=60", "quality.max_epochs=20",
-    "policies.compare.trained.starts=1", "policies.compare.trained.iterations=3", "service.requests=12", "service.agreement_requests=2000",
+    "policies.compare.trained.starts=1", "policies.compare.trained.iterations=3", "stream.requests=12", "stream.agreement_requests=2000",
 )  # fmt: skip
 
 
 def test_the_paper_experiment_leaves_what_it_promises(tmp_path, capsys):
-    paper(composed(*SMALL), tmp_path, _Silent())
+    run_task(tmp_path, *SMALL)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     for baseline in BASELINES:
         for key in ("quality_gain_pct", "latency_cut_pct"):
@@ -128,33 +118,33 @@ def test_the_paper_experiment_leaves_what_it_promises(tmp_path, capsys):
 
 
 def test_an_optional_check_that_fails_loses_nothing_of_the_grid(tmp_path, monkeypatch, caplog):
-    def made(cfg, table, methods, points):
-        shape = (int(cfg.paper.splits), len(points), 1 + int(cfg.paper.draws))
+    def made(problem, methods, points, sizes, routing):
+        shape = (sizes.splits, len(points), 1 + sizes.draws)
         values = {name: np.full(shape, 50.0 + i) for i, name in enumerate(methods)}
         return Grid(points, values, values, {name: np.ones(shape[:2]) for name in methods})
 
     def failing(*_, **__):
-        raise RequestError("service.requests: overloaded")
+        raise RequestError("stream.requests: overloaded")
 
     module = sys.modules["edgesched.tasks.paper"]
-    monkeypatch.setattr(module, "_run_grid", made)
+    monkeypatch.setattr(module, "run_grid", made)
     monkeypatch.setattr(module, "agreement", failing)
     monkeypatch.setattr(module, "score_levels", failing)
-    paper(composed(*SMALL), tmp_path, _Silent())
+    run_task(tmp_path, *SMALL)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert set(metrics["headline"]) == set(BASELINES)
     assert metrics["agreement"] == {}
     assert len(metrics["words"]) == len(BASELINES)
     left = [message for message in caplog.messages if "left out" in message]
-    assert left[0] == "the agreement of simulator, theory and service: left out (service.requests: overloaded)"
-    assert "the figure of score levels: left out (service.requests: overloaded)" in left
+    assert left[0] == "the agreement of simulator, theory and service: left out (stream.requests: overloaded)"
+    assert "the figure of score levels: left out (stream.requests: overloaded)" in left
     assert "What came out" in (tmp_path / "report.html").read_text()
 
 
 def test_a_bad_grid_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"paper.loads: expected different numbers above 0, got \[4.0, 0.0\]"):
-        paper(composed("+experiment=paper", "paper.loads=[4,0]"), tmp_path, _Silent())
-    with pytest.raises(ConfigError, match="method: the published evaluation needs direct"):
-        paper(composed("+experiment=paper", "method=[annealing,published]"), tmp_path, _Silent())
-    with pytest.raises(ConfigError, match=r"paper.splits: expected at least 1"):
-        paper(composed("+experiment=paper", "paper.splits=0"), tmp_path, _Silent())
+    with pytest.raises(ArgumentError, match=r"paper.loads: expected different numbers above 0, got \[4.0, 0.0\]"):
+        run_task(tmp_path, "+experiment=paper", "paper.loads=[4,0]")
+    with pytest.raises(ArgumentError, match="method: the published evaluation needs direct"):
+        run_task(tmp_path, "+experiment=paper", "method=[annealing,published]")
+    with pytest.raises(ArgumentError, match=r"paper.splits: expected at least 1"):
+        run_task(tmp_path, "+experiment=paper", "paper.splits=0")

@@ -50,7 +50,7 @@ def test_every_request_agrees_with_serving_one_after_the_other(seed, load):
     came = stream(60, 2, rate=(0.5 * load, 0.3 * load, 0.2 * load), seed=seed)
     served = simulate(came, scenario, plan, seed=seed)
     for p in range(2):
-        from edgesched.equations.objective import service_times
+        from edgesched.equations.utility import service_times
 
         service = (service_times(scenario, plan.steps)[p] / plan.share[p]).tolist()
         for r in range(2):
@@ -71,7 +71,7 @@ def test_a_long_stream_keeps_its_precision():
 def test_simpy_agrees_request_by_request():
     pytest.importorskip("simpy")
     scenario, plan = problem(seed=4)
-    from edgesched.equations.objective import service_times
+    from edgesched.equations.utility import service_times
 
     came = stream(2_000, 1, seed=4)
     served = simulate(came, scenario, plan, seed=4)

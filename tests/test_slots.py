@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import edgesched as es
-from edgesched.equations.objective import service_times
+from edgesched.equations.utility import service_times
 from edgesched.errors import RequestError
 from edgesched.streams.arrivals import RequestStream, bursty, poisson
 from edgesched.streams.replan import demand_of_slots, forecast, run_slots

@@ -114,3 +114,19 @@ def test_a_folder_that_wandb_cannot_write_leaves_the_run_unlogged(tmp_path, capl
     with caplog.at_level(logging.WARNING), Tracker(tmp_path, {}, "t") as tracker:
         tracker.metrics({"value": 1.0})
     assert "W&B: OSError: no space left; this run is not logged" in caplog.messages
+
+
+def test_tracker_finishes_also_on_failure_and_never_asks(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    codes = []
+    with pytest.raises(RuntimeError, match="broken"), Tracker(tmp_path, {"a": 1}, "t") as tracker:
+        finish = tracker.run.finish
+        tracker.run.finish = lambda exit_code: (codes.append(exit_code), finish(exit_code))
+        tracker.metrics({"a": {"b": 1.0}})
+        tracker.table("t", ["x"], [[1]])
+        raise RuntimeError("broken")
+    assert codes == [1]
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    with pytest.raises(ConfigError, match="'loud'"):
+        Tracker(tmp_path, {}, "t", mode="loud")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import TypedDict
 
-from edgesched.equations.objective import single_best_plan
+from edgesched.equations.utility import single_best_plan
 from edgesched.errors import ArgumentError, PlanError, SearchError
 from edgesched.protocols import Policy, Scores, Search
 from edgesched.types import Plan, Scenario, SearchResult

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from edgesched.assign.thresholds import Below, mixture_quantiles, routed, threshold_assignment, train_thresholds
-from edgesched.equations.objective import best_share, evaluate, step_service_times
+from edgesched.equations.shares import best_share
+from edgesched.equations.utility import evaluate, step_service_times
 from edgesched.errors import ArgumentError, PlanError
 from edgesched.protocols import Scores
 from edgesched.types import Plan, Scenario

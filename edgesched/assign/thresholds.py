@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from edgesched.equations.objective import calm_delay, step_service_times
+from edgesched.equations.delay import calm_delay
+from edgesched.equations.utility import step_service_times
 from edgesched.errors import ArgumentError
 from edgesched.search.solve import solve
 from edgesched.types import Scenario

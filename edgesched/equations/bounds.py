@@ -24,7 +24,7 @@ from torch import Tensor
 from edgesched.equations.branching import Concave, branch_and_bound
 from edgesched.equations.dual import minimise, price, without_dead
 from edgesched.equations.feasible import memory_fits
-from edgesched.equations.objective import loads, quality_by_step, step_service_times
+from edgesched.equations.utility import loads, quality_by_step, step_service_times
 from edgesched.errors import PlanError
 from edgesched.types import Plan, Scenario
 
@@ -163,7 +163,7 @@ def gap(bound: Tensor, utility: Tensor) -> Tensor:
 
 def regret(scenario: Scenario, bound: Tensor, utility: Tensor) -> Tensor:
     """(bound − utility) / (bound − utility of the best single model and step count for everyone), shape (B,)."""
-    from edgesched.equations.objective import single_best_utility
+    from edgesched.equations.utility import single_best_utility
 
     room = bound - single_best_utility(scenario).double()
     return (bound - utility) / room.clamp(min=1e-12)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from edgesched.equations.dual import minimise, price, without_dead
-from edgesched.equations.objective import loads, quality_by_step, step_service_times
+from edgesched.equations.utility import loads, quality_by_step, step_service_times
 from edgesched.types import Scenario
 
 _CELLS_AT_ONCE = 500_000

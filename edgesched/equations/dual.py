@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from edgesched.equations.delay import queue_delay, queue_slope
+
 #: Most evaluations of a dual; ten are usual, and each at least moves to another piece.
 _EVALUATIONS = 60
 _FULL = 1 - 1e-9
@@ -45,9 +47,8 @@ def price(latency: str, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Price of load y(x) and constant h(x) for ω and x of one shape."""
     if latency == "slot":
         return 2 * weight * x, weight * x.square()
-    slope = 1 + (2 * x - x.square()) / (2 * (1 - x).square())
-    delay = x + x.square() / (2 * (1 - x))
-    return weight * slope, weight * (x * slope - delay)
+    slope = queue_slope(x)
+    return weight * slope, weight * (x * slope - queue_delay(x))
 
 
 def at_price(latency: str, weight: Tensor, y: Tensor) -> Tensor:

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from edgesched.data.table import ScoreTable
+from edgesched.equations.delay import total_delay
 from edgesched.equations.feasible import in_time, memory_fits, net_utility
-from edgesched.equations.objective import (
-    share_for_load,
-    step_service_times,
-    total_delay,
-)
+from edgesched.equations.shares import share_for_load
+from edgesched.equations.utility import step_service_times
 from edgesched.errors import ArgumentError, PlanError, ScoreTableError
 from edgesched.evaluation.replay import Replay, bootstrap_weights, matched, prompt_scores, refuse_shared, replay
 from edgesched.types import Plan, Scenario

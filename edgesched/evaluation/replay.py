@@ -11,13 +11,8 @@ import torch
 from torch import Tensor
 
 from edgesched.data.table import ScoreTable
-from edgesched.equations.objective import (
-    evaluate,
-    loads,
-    service_times,
-    step_indices,
-    total_delay,
-)
+from edgesched.equations.delay import total_delay
+from edgesched.equations.utility import evaluate, loads, service_times, step_indices
 from edgesched.errors import ArgumentError, PlanError, ScoreTableError
 from edgesched.types import Plan, Scenario
 

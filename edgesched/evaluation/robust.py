@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from edgesched.data.table import ScoreTable
-from edgesched.equations.objective import evaluate
+from edgesched.equations.utility import evaluate
 from edgesched.errors import ScenarioError, ScoreTableError
 from edgesched.evaluation.replay import matched, prompt_scores
 from edgesched.search.solve import solve

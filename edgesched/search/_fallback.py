@@ -12,7 +12,8 @@ import itertools
 import torch
 from torch import Tensor
 
-from edgesched.equations.objective import best_share, evaluate, quality_by_step, single_best_plan
+from edgesched.equations.shares import best_share
+from edgesched.equations.utility import evaluate, quality_by_step, single_best_plan
 from edgesched.search._score import routed, scored
 from edgesched.types import Plan, Scenario
 

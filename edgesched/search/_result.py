@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from edgesched.equations.bounds import gap, upper_bound
-from edgesched.equations.objective import evaluate, step_indices
+from edgesched.equations.utility import evaluate, step_indices
 from edgesched.errors import ArgumentError
 from edgesched.search._fallback import best_feasible
 from edgesched.types import Plan, Scenario, SearchResult

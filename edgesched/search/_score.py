@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgesched.equations.delay import total_delay
 from edgesched.equations.dual import minimise, price, without_dead
 from edgesched.equations.feasible import in_time, memory_fits, net_utility, options_allowed
-from edgesched.equations.objective import share_for_load, step_service_times, total_delay, unmasked
+from edgesched.equations.shares import share_for_load
+from edgesched.equations.utility import step_service_times, unmasked
 from edgesched.types import Scenario
 
 #: Prices of load that :func:`routed` tries, relative to the pooled dual's, from cheap to dear.

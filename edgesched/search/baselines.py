@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from edgesched.equations.objective import loads, quality_by_step
+from edgesched.equations.utility import loads, quality_by_step
 from edgesched.errors import SearchError
 from edgesched.search._result import checked_assignment
 from edgesched.search.anneal import anneal

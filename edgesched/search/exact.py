@@ -16,17 +16,10 @@ import torch
 from torch import Tensor
 
 from edgesched.equations.branching import Concave, branch_and_bound, fixed_value
+from edgesched.equations.delay import queue_delay, total_delay
 from edgesched.equations.feasible import in_time, memory_fits, net_utility
-from edgesched.equations.objective import (
-    at_steps,
-    best_share,
-    loads,
-    quality_by_step,
-    share_for_load,
-    step_service_times,
-    total_delay,
-    unmasked,
-)
+from edgesched.equations.shares import best_share, share_for_load
+from edgesched.equations.utility import at_steps, loads, quality_by_step, step_service_times, unmasked
 from edgesched.errors import SearchError
 from edgesched.search._climb import climb, separable, start
 from edgesched.search._result import certified, checked_assignment, positive
@@ -195,7 +188,7 @@ def _sliced(scenario: Scenario, assignment: Tensor, units: int) -> tuple[Plan, i
         delay = load[..., None, None] * busy
     else:
         calm = busy.clamp(max=1 - 1e-12)
-        delay = torch.where(busy < 1, calm + calm.square() / (2 * (1 - calm)), torch.inf)
+        delay = torch.where(busy < 1, queue_delay(calm), torch.inf)
     weight = scenario.latency_weight[:, None, None, None]
     lost = torch.where(weight > 0, weight * delay, torch.where(delay.isinf(), torch.inf, 0.0))
     own, count = (gains[..., None] - lost).max(-2)

@@ -1,7 +1,7 @@
 """Gradient search on relaxed steps and assignment, then rounding and polish.
 
 Steps become weights over the step options and the assignment a softmax; both climb the gradient of
-:func:`edgesched.equations.objective.soft_utility` (Adam, several starts at once) with the best shares for the
+:func:`edgesched.equations.utility.soft_utility` (Adam, several starts at once) with the best shares for the
 current loads (queue shares are climbed too). The weights are then rounded to one step count a model and polished by
 exchanging one model's step count at a time; in slot mode without constraints that do not separate, assignment and
 shares are solved exactly meanwhile. A deadline is a penalty on the way; models are dropped until the rest fits into
@@ -16,18 +16,16 @@ import torch
 from torch import Tensor
 
 from edgesched.equations.branching import Concave
+from edgesched.equations.delay import calm_delay, total_delay
 from edgesched.equations.feasible import in_time, memory_fits, net_utility
-from edgesched.equations.objective import (
-    best_share,
-    calm_delay,
+from edgesched.equations.shares import best_share, share_for_load
+from edgesched.equations.utility import (
     evaluate,
     loads,
     quality_by_step,
-    share_for_load,
     single_best_plan,
     step_indices,
     step_service_times,
-    total_delay,
     unmasked,
 )
 from edgesched.search._climb import climb, separable

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from edgesched.equations.branching import Concave, value
-from edgesched.equations.objective import best_share
+from edgesched.equations.shares import best_share
 from edgesched.search._climb import separable
 from edgesched.search._result import certified, checked_assignment, number, positive
 from edgesched.search._score import routed, scored

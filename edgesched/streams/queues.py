@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgesched.equations.objective import service_times
+from edgesched.equations.utility import service_times
 from edgesched.errors import PlanError, RequestError
 from edgesched.streams.arrivals import RequestStream
 from edgesched.types import Plan, Scenario
@@ -317,7 +317,7 @@ def agreement(
     Raises:
         RequestError: If the plan is overloaded, so that there is no mean to compare.
     """
-    from edgesched.equations.objective import evaluate
+    from edgesched.equations.utility import evaluate
     from edgesched.streams.arrivals import poisson
 
     expected = float(evaluate(scenario, plan).latency_s) if scenario.latency == "queue" else float("inf")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgesched.equations.objective import service_times, step_indices, step_service_times
+from edgesched.equations.utility import service_times, step_indices, step_service_times
 from edgesched.errors import RequestError
 from edgesched.streams.arrivals import RequestStream
 from edgesched.streams.clock import WALL, Clock

@@ -12,7 +12,7 @@ import numpy as np
 from edgesched.assign import Method, plan_all
 from edgesched.data.writing import json_document, write_json
 from edgesched.equations.bounds import regret, upper_bound
-from edgesched.equations.objective import evaluate
+from edgesched.equations.utility import evaluate
 from edgesched.evaluation.replay import Replay, compare, replay
 from edgesched.generation.samples import LiveSamples
 from edgesched.report import figures

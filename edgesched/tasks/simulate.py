@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from edgesched.assign import Method, plan_all
-from edgesched.equations.objective import evaluate, service_times
+from edgesched.equations.utility import evaluate, service_times
 from edgesched.errors import ArgumentError
 from edgesched.evaluation.replay import prompt_scores
 from edgesched.evaluation.streamed import served_utility

@@ -18,7 +18,8 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 
 from edgesched.equations.bounds import upper_bound
-from edgesched.equations.objective import best_share, evaluate
+from edgesched.equations.shares import best_share
+from edgesched.equations.utility import evaluate
 from edgesched.errors import ArgumentError, SearchError
 from edgesched.search._result import certified, checked_assignment, checked_share, checked_steps, number, positive
 from edgesched.search.anneal import checkpoint as checkpoints

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from edgesched.equations.delay import queue_delay
 from edgesched.equations.feasible import TOLERANCE
-from edgesched.equations.objective import _unit_shares
+from edgesched.equations.shares import unit_shares
 from edgesched.search.anneal.kernel import at_lanes, look, propose
 
 #: Energy of what is infeasible, times 1 + its violation: below every utility, whatever the scale of scores and weights.
@@ -97,7 +98,7 @@ def energy(server: Server, latency: str, k: Tensor, n: Tensor, u: Tensor | None,
             share = u.float().clamp(min=0.25) * server.per_unit
             violation = _sum(((load > 0) & (u == 0)).float())
         elif server.dealt is not None:
-            rows = _unit_shares(latency, load.movedim(0, -1), service.movedim(0, -1), server.dealt)
+            rows = unit_shares(latency, load.movedim(0, -1), service.movedim(0, -1), server.dealt)
             share = rows.movedim(-1, 0)
         else:
             share = queue_shares(work)
@@ -106,7 +107,7 @@ def energy(server: Server, latency: str, k: Tensor, n: Tensor, u: Tensor | None,
             delay = _sum(load * busy)
         else:
             calm = busy.clamp(max=_BUSIEST)
-            delay = _sum(calm + calm * calm / (2 * (1 - calm)))
+            delay = _sum(queue_delay(calm))
             # Shares of an overload sum to more than the server, so that its queues look calm: the whole work tells.
             overload = _sum((busy - _BUSIEST).clamp(min=0)) + (_sum(work) - _BUSIEST).clamp(min=0)
             violation = violation + overload

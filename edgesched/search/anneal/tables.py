@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from edgesched.equations.objective import loads, quality_by_step, step_indices, step_service_times
+from edgesched.equations.utility import loads, quality_by_step, step_indices, step_service_times
 from edgesched.search.anneal.general import Server
 from edgesched.types import Plan, Scenario
 

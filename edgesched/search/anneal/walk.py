@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from edgesched.equations.objective import share_for_load
+from edgesched.equations.shares import share_for_load
 from edgesched.search.anneal import kernel, rng
 from edgesched.search.anneal.general import Server, assign_general, energy, share_general, step_general
 from edgesched.search.anneal.tables import Tables

@@ -14,12 +14,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edgesched.equations.delay import total_delay
 from edgesched.equations.feasible import in_time, memory_fits, net_utility, options_allowed, slices_whole
 from edgesched.errors import PlanError
 from edgesched.types import Outcome, Plan, Scenario
 
 #: Newton steps, inner and outer: shares agree with 60 nested bisections to 1e-12 for loads from 1e-9 to 1 - 1e-6.
-_NEWTON = 6
 
 
 def loads(scenario: Scenario, assignment: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def step_service_times(scenario: Scenario) -> Tensor:
     return scenario.overhead_s[..., None] + scenario.step_time_s[..., None] * scenario.steps
 
 
-def _fits(scenario: Scenario, assignment: Tensor, steps: Tensor, share: Tensor | None) -> None:
+def check_shapes(scenario: Scenario, assignment: Tensor, steps: Tensor, share: Tensor | None) -> None:
     b, c, m, _ = scenario.shape
     for name, value, shape in (
         ("assignment", assignment, (b, c, m)),
@@ -88,43 +88,6 @@ def quality_by_step(scenario: Scenario, assignment: Tensor) -> Tensor:
     return (weight * unmasked(scenario.quality)).sum(1).masked_fill(barred, -torch.inf)
 
 
-def total_delay(latency: str, load: Tensor, service: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ_m n_m T_m and whether every loaded model is served and stable.
-
-    Args:
-        latency: ``"slot"`` or ``"queue"``.
-        load: n_m, shape (..., M).
-        service: t_m, shape (..., M).
-        share: f_m, shape (..., M).
-
-    Returns:
-        Total delay, shape (...), +inf where not served, and a boolean of the same shape.
-    """
-    loaded = load > 0
-    served = share > 0
-    one = torch.ones_like(share)
-    busy = load * service / torch.where(served, share, one)
-    if latency == "slot":
-        delay, stable = load * busy, served
-    else:
-        stable = served & (busy < 1)
-        calm = torch.where(stable, busy, 0.5 * one)
-        delay = calm + calm.square() / (2 * (1 - calm))
-    delay = torch.where(loaded, delay, torch.zeros_like(delay)).sum(-1)
-    feasible = (stable | ~loaded).all(-1)
-    return torch.where(feasible, delay, torch.full_like(delay, torch.inf)), feasible
-
-
-def calm_delay(busy: Tensor, limit: float = 0.98) -> Tensor:
-    """M/D/1 delay ρ + ρ²/(2(1 − ρ)) of every queue, continued along its tangent beyond ``limit``.
-
-    A gradient search can then start at an overload and find its way back.
-    """
-    calm = busy.clamp(max=limit)
-    slope = 1 + (2 * limit - limit**2) / (2 * (1 - limit) ** 2)
-    return calm + calm.square() / (2 * (1 - calm)) + slope * (busy - limit).clamp(min=0)
-
-
 def evaluate(scenario: Scenario, plan: Plan) -> Outcome:
     """Utility, quality and latency of a plan, by the equations at the head of this module.
 
@@ -148,7 +111,7 @@ def evaluate(scenario: Scenario, plan: Plan) -> Outcome:
         >>> evaluate(s, Plan([[[1.0]]], [[8]], [[1.0]])).utility  # 25 - 0.5 * 4 * 0.8
         tensor([23.4000], dtype=torch.float64)
     """
-    _fits(scenario, plan.assignment, plan.steps, plan.share)
+    check_shapes(scenario, plan.assignment, plan.steps, plan.share)
     chosen = at_steps(scenario.quality, step_indices(scenario, plan.steps))
     weight = scenario.demand[..., None] * plan.assignment
     total = scenario.demand.sum(-1)
@@ -184,7 +147,7 @@ def soft_utility(scenario: Scenario, assignment: Tensor, step_weights: Tensor, s
     Raises:
         PlanError: If shapes differ.
     """
-    _fits(scenario, assignment, share, share)
+    check_shapes(scenario, assignment, share, share)
     if step_weights.shape != (scenario.shape[0], *scenario.shape[2:]):
         raise PlanError(f"step_weights: expected shape {(scenario.shape[0], *scenario.shape[2:])}, "
                         f"got {tuple(step_weights.shape)}")  # fmt: skip
@@ -194,128 +157,6 @@ def soft_utility(scenario: Scenario, assignment: Tensor, step_weights: Tensor, s
     service = (step_service_times(scenario) * step_weights).sum(-1)
     delay, stable = total_delay(scenario.latency, loads(scenario, assignment), service, share)
     return net_utility(quality, scenario.latency_weight, delay / total, stable)
-
-
-def best_share(scenario: Scenario, assignment: Tensor, steps: Tensor) -> Tensor:
-    """Shares that minimise mean latency for fixed assignment and steps.
-
-    In slot mode the minimiser over the simplex is f_m ∝ n_m √t_m (Cauchy–Schwarz). In queue mode the
-    problem is convex with one multiplier, found by Newton's method; where the server is overloaded no share is
-    stable and shares follow the loads. With ``share_units`` the units are dealt out one by one to the
-    model that gains most, which is optimal for convex delays (Fox 1966). Differentiable, except in units.
-
-    Args:
-        scenario: Batch of B scenarios.
-        assignment: Probabilities, shape (B, C, M), rows summing to 1.
-        steps: Denoising steps, shape (B, M), values out of ``scenario.steps``.
-
-    Returns:
-        Shares of the server, shape (B, M), non-negative, rows summing to 1; unloaded models get 0.
-
-    Raises:
-        PlanError: If shapes differ or a step count is not one of ``scenario.steps``.
-
-    Example:
-        >>> s = Scenario.random(2, seed=0)
-        >>> steps = s.steps[-1].expand(2, 3)
-        >>> best_share(s, torch.full((2, 4, 3), 1 / 3, dtype=torch.float64), steps).sum(-1)
-        tensor([1., 1.], dtype=torch.float64)
-    """
-    _fits(scenario, assignment, steps, None)
-    step_indices(scenario, steps)
-    return share_for_load(scenario, loads(scenario, assignment), service_times(scenario, steps))
-
-
-def share_for_load(scenario: Scenario, load: Tensor, service: Tensor) -> Tensor:
-    """:func:`best_share` for loads n_m and service times t_m, both of shape (B, M)."""
-    if scenario.share_units is not None:
-        return _unit_shares(scenario.latency, load, service, scenario.share_units)
-    if scenario.latency == "slot":
-        weight = load * service.sqrt()
-        return weight / weight.sum(-1, keepdim=True)
-    return _queue_shares(load, service)
-
-
-def _marginal(rho: Tensor) -> Tensor:
-    """g'(ρ) of the M/D/1 total delay g(ρ) = ρ + ρ² / (2 (1 − ρ))."""
-    return 1 + (2 * rho - rho.square()) / (2 * (1 - rho).square())
-
-
-def _queue_shares(load: Tensor, service: Tensor) -> Tensor:
-    """Minimise Σ g(r_m / f_m) over the simplex, r_m = n_m t_m, by Newton's method on the multiplier."""
-    work = load * service
-    with torch.no_grad():
-        loaded = work > 0
-        total = work.sum(-1, keepdim=True)
-        safe = torch.where(loaded, work, torch.ones_like(work))
-
-        # With w = ρ / (1 − ρ) the conditions g'(ρ) ρ² = μ r read w √(1 + (1 + w)²) / (1 + w) = √r / u, u = 1/√(2μ),
-        # and the shares fill the server where Σ r / w = 1 − Σ r. Both are all but straight, in w and in u: Newton.
-        slack = (1 - total).clamp(min=1e-300)
-        root_work = torch.where(loaded, work.sqrt(), torch.zeros_like(work))
-        u = slack / root_work.sum(-1, keepdim=True).clamp(min=1e-300) / 1.2
-        w = safe.sqrt() / u
-        for _ in range(_NEWTON):
-            aim = safe.sqrt() / u
-            w = aim
-            for _ in range(_NEWTON):
-                z = 1 + w
-                root = (1 + z.square()).sqrt()
-                slope = root / z.square() + w / root
-                w = w - (w * root / z - aim) / slope
-            need = torch.where(loaded, work / w, torch.zeros_like(work))
-            change = (need / w * aim / slope / u).sum(-1, keepdim=True)
-            u = u + (slack - need.sum(-1, keepdim=True)) / change.clamp(min=1e-300)
-        shares = torch.where(loaded, work * (1 + w) / w, torch.zeros_like(work))
-        overloaded = total >= 1
-        shares = torch.where(overloaded, work / total, shares / shares.sum(-1, keepdim=True))
-    # One Newton step of the optimality conditions, its matrix held fixed, carries the implicit gradient.
-    one = torch.ones_like(work)
-    usable = loaded & ~overloaded & (safe < shares)
-    share0 = torch.where(usable, shares, one)
-    work1 = torch.where(usable, work, 0.25 * one)
-    rho = work1 / share0
-    slope = -_marginal(rho) * rho / share0
-    with torch.no_grad():
-        held = rho.detach()
-        curvature = (2 * held * _marginal(held) + held.square() / (1 - held) ** 3) / share0.square()
-        level = torch.where(usable, slope, torch.zeros_like(slope)).sum(-1, keepdim=True) / usable.sum(
-            -1, keepdim=True
-        ).clamp(min=1)
-    residual = torch.where(usable, slope - level, torch.zeros_like(slope))
-    inverse = torch.where(usable, 1 / curvature, torch.zeros_like(curvature))
-    shift = (residual * inverse).sum(-1, keepdim=True) / inverse.sum(-1, keepdim=True).clamp(min=1e-300)
-    step = (shift - residual) * inverse
-    refined = torch.where(usable, shares + step - step.detach(), shares)
-    by_work = work / work.sum(-1, keepdim=True).clamp(min=1e-300)
-    return torch.where(overloaded, by_work, refined)
-
-
-def _unit_shares(latency: str, load: Tensor, service: Tensor, units: int) -> Tensor:
-    """Deal whole units out to the model whose delay falls most, starting from what each loaded model needs."""
-    with torch.no_grad():
-        loaded = load > 0
-        work = load * service
-        need = torch.ones_like(work) if latency == "slot" else (work * units + 1e-9).floor() + 1
-        dealt = torch.where(loaded, need, torch.zeros_like(need))
-        # Where even the needs exceed the units nothing is feasible; they are cut down in order of models.
-        before = torch.cat([torch.zeros_like(dealt[..., :1]), dealt.cumsum(-1)[..., :-1]], -1)
-        dealt = torch.minimum(dealt, (units - before).clamp(min=0))
-        left = units - dealt.sum(-1)
-
-        def delay(given: Tensor) -> Tensor:
-            busy = work * units / given.clamp(min=1)
-            if latency == "slot":
-                return load * busy
-            calm = busy.clamp(max=1 - 1e-12)
-            return torch.where(busy < 1, calm + calm.square() / (2 * (1 - calm)), torch.full_like(busy, torch.inf))
-
-        for _ in range(units):
-            gain = torch.where(loaded, (delay(dealt) - delay(dealt + 1)).nan_to_num(0.0), -torch.ones_like(dealt))
-            chosen = torch.nn.functional.one_hot(gain.argmax(-1), dealt.shape[-1])
-            dealt = dealt + chosen * (left > 0)[..., None]
-            left = (left - 1).clamp(min=0)
-    return dealt / units
 
 
 def single_best_utility(scenario: Scenario) -> Tensor:
