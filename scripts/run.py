@@ -21,6 +21,7 @@ from edgesched.errors import EdgeschedError  # noqa: E402
 from edgesched.runs.config import nearest, register_schema  # noqa: E402
 
 register_schema()
+SCRIPTS = str(Path(__file__).resolve().parent)
 CONFIG_FOLDER = str(Path(__file__).resolve().parents[1] / "conf")
 
 
@@ -29,6 +30,8 @@ def main(cfg: DictConfig) -> float | None:
     """Run the configured task; returns the value that a sweep maximises."""
     from edgesched.runs.entry import run
 
+    if SCRIPTS not in sys.path:  # a process that a launcher started: components may lie here
+        sys.path.insert(0, SCRIPTS)
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return job(cfg)
     try:

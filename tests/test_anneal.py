@@ -15,6 +15,7 @@ import edgesched as es
 from edgesched.equations.delay import total_delay
 from edgesched.equations.shares import share_for_load
 from edgesched.errors import ArgumentError, PlanError, SearchError
+from edgesched.search import Cooling, Stopping
 from edgesched.search.anneal import kernel, rng
 from edgesched.search.anneal.general import queue_shares
 
@@ -73,14 +74,22 @@ def test_a_scenario_gives_the_same_bits_alone_and_in_any_order(kind):
     assert (together.utility <= together.bound + 1e-9).all()
 
 
-@pytest.mark.parametrize("options", [{"schedule": "adaptive"}, {"tempering": True}, {"restarts": 2}, {"patience": 96}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cooling": Cooling(schedule="adaptive")},
+        {"cooling": Cooling(tempering=True)},
+        {"restarts": 2},
+        {"stopping": Stopping(patience=96)},
+    ],
+)
 def test_options_keep_the_bits_and_reach_the_optimum(options):
     s, given = problem("given")
     exact = es.search.exact(s, **given).utility
     found = anneal(s, **given, chains=16, iterations=480, **options)
     assert ((exact - found.utility) / exact.abs()).max() <= 1e-4
     alone = anneal(s[1], assignment=given["assignment"][1:2], chains=16, iterations=480, **options)
-    if "patience" in options:  # the others of the batch go on recording
+    if "stopping" in options:  # the others of the batch go on recording
         assert torch.equal(alone.plan.steps, found.plan.steps[1:2])
         assert torch.equal(alone.utility, found.utility[1:2])
         assert torch.equal(alone.history, found.history[: len(alone.history), 1:2])
@@ -111,7 +120,12 @@ def test_two_processes_give_the_same_bits():
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("given", {}), ("joint", {"restarts": 2}), ("queue", {"schedule": "adaptive"}), ("sliced", {"tempering": True})],
+    [
+        ("given", {}),
+        ("joint", {"restarts": 2}),
+        ("queue", {"cooling": Cooling(schedule="adaptive")}),
+        ("sliced", {"cooling": Cooling(tempering=True)}),
+    ],
 )
 def test_stop_and_resume_gives_the_same_bits(kind, options, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_SAVE_SECONDS", 0.0)
@@ -141,7 +155,7 @@ def test_stop_and_resume_gives_the_same_bits(kind, options, tmp_path, monkeypatc
 def test_a_time_limit_is_made_up_for_by_a_resume(tmp_path):
     s, _ = problem("joint")
     path = tmp_path / "run.pt"
-    cut = anneal(s, **SMALL, max_seconds=1e-9, checkpoint=path)
+    cut = anneal(s, **SMALL, stopping=Stopping(max_seconds=1e-9), checkpoint=path)
     whole = anneal(s, **SMALL)
     assert cut.proposals < whole.proposals
     assert same(anneal(s, **SMALL, checkpoint=path), whole)
@@ -157,13 +171,13 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
 
 def test_stopping_rules_do_not_make_scenarios_depend_on_each_other():
     s, _ = problem("joint")
-    together = anneal(s, chains=8, iterations=2000, target_gap=0.01)
+    together = anneal(s, chains=8, iterations=2000, stopping=Stopping(target_gap=0.01))
     for b in (0, 3):
-        alone = anneal(s[b], chains=8, iterations=2000, target_gap=0.01)
+        alone = anneal(s[b], chains=8, iterations=2000, stopping=Stopping(target_gap=0.01))
         assert torch.equal(alone.utility, together.utility[b : b + 1])
         assert torch.equal(alone.plan.steps, together.plan.steps[b : b + 1])
     assert together.proposals <= 8 * 2000 * 5
-    short = anneal(s, chains=8, iterations=20_000, patience=480)
+    short = anneal(s, chains=8, iterations=20_000, stopping=Stopping(patience=480))
     assert short.proposals < 8 * 20_000 * 5
 
 
@@ -302,9 +316,11 @@ def test_annealed_units_are_whole_and_near_the_best_without_polish():
 def test_bad_options_are_refused():
     s = es.Scenario.random(1, steps=3)
     for options, message in (
-        ({"schedule": "linear"}, "geometric, adaptive"),
-        ({"restarts": 0}, "restarts"),
-        ({"patience": 0}, "patience"),
+        (lambda: {"cooling": Cooling(schedule="linear")}, "geometric, adaptive"),
+        (lambda: {"cooling": Cooling(last=2.0)}, "cooling.last"),
+        (lambda: {"restarts": 0}, "restarts"),
+        (lambda: {"stopping": Stopping(patience=0)}, "stopping.patience"),
+        (lambda: {"stopping": 3}, r"stopping: expected search.Stopping\(...\), got 3"),
     ):
         with pytest.raises(ArgumentError, match=message):
-            anneal(s, **options)
+            anneal(s, **options())

@@ -15,7 +15,7 @@ from edgesched.equations.branching import Concave, branch_and_bound, value
 from edgesched.equations.dual import minimise
 from edgesched.equations.utility import step_service_times
 from edgesched.errors import ArgumentError, SearchError
-from edgesched.search.exact import plan_at
+from edgesched.search._plans import plan_at
 
 seeds = st.integers(0, 10_000)
 

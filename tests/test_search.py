@@ -9,7 +9,7 @@ from test_objective import draw_plan
 
 import edgesched as es
 from edgesched.errors import SearchError
-from edgesched.search.exact import best_assignment, plan_at
+from edgesched.search._plans import best_assignment, plan_at
 
 SMALL = {"chains": 32, "iterations": 400}
 
@@ -195,7 +195,9 @@ def test_bad_arguments_are_refused():
 def test_anneal_stops_at_the_gap_and_reports_progress():
     s = es.Scenario.random(2, seed=1)
     seen = []
-    result = es.search.anneal(s, chains=32, iterations=4000, target_gap=0.05, callback=seen.append)
+    result = es.search.anneal(
+        s, chains=32, iterations=4000, stopping=es.search.Stopping(target_gap=0.05), callback=seen.append
+    )
     assert (result.gap <= 0.05).all()
     assert result.proposals < 4000 * 32 * 2
     assert all((a.best <= b.best).all() for a, b in zip(seen, seen[1:], strict=False))

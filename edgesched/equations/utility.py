@@ -60,6 +60,11 @@ def step_service_times(scenario: Scenario) -> Tensor:
 
 
 def check_shapes(scenario: Scenario, assignment: Tensor, steps: Tensor, share: Tensor | None) -> None:
+    """Refuse what has not the shape that the scenario needs.
+
+    Raises:
+        PlanError: Naming the first that has not.
+    """
     b, c, m, _ = scenario.shape
     for name, value, shape in (
         ("assignment", assignment, (b, c, m)),

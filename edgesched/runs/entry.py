@@ -100,12 +100,12 @@ def _shrink(node: DictConfig, sizes: Any, given: set[str], path: str = "") -> No
             for name in list(node):
                 if isinstance(node._get_node(name), DictConfig):
                     _shrink(node[name], value, given, f"{path}{name}.")
-        elif key in node and where not in given:
+        elif key in node and isinstance(value, DictConfig):  # also of a group that was chosen on the command line
             inner = node._get_node(key)
-            if isinstance(value, DictConfig) and isinstance(inner, DictConfig) and not inner._is_interpolation():
+            if isinstance(inner, DictConfig) and not inner._is_interpolation():
                 _shrink(node[key], value, given, f"{where}.")
-            elif not isinstance(value, DictConfig):
-                node[key] = value
+        elif key in node and where not in given:
+            node[key] = value
 
 
 def refuse_unused(cfg: DictConfig, given: Sequence[str]) -> None:
@@ -127,8 +127,9 @@ def refuse_unused(cfg: DictConfig, given: Sequence[str]) -> None:
 
 
 def _key(override: str) -> str:
-    """Dotted key of an override, without its sign, package and value."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0].replace("/", ".")
+    """Dotted key of an override without its sign and value; of a group put elsewhere, the place."""
+    group, _, place = override.lstrip("+~").partition("=")[0].partition("@")
+    return (place if place and not place.startswith("_") else group).replace("/", ".")
 
 
 def _within(key: str, of: str) -> bool:

@@ -80,7 +80,10 @@ class Run:
         file = self.folder / ".hydra/overrides.yaml"
         if not file.exists():
             return None
-        given = [str(text) for text in OmegaConf.load(file)]
+        sources = OmegaConf.load(file.with_name("hydra.yaml")).hydra.runtime.config_sources
+        beside = [os.path.relpath(source.path) for source in sources if source.provider == "command-line"]
+        given = [part for folder in beside for part in ("--config-dir", folder)]
+        given += [str(text) for text in OmegaConf.load(file)]
         told = f"edgesched {metadata.version('edgesched')}; the whole configuration is in .hydra/config.yaml of the run folder."
         return Section("Run it again", (told,), code=shlex.join(["python", "scripts/run.py", *given]))
 

@@ -1,6 +1,6 @@
 """Search methods: one signature ``(scenario, *, assignment=None, ...)``, one result type."""
 
-from edgesched.search.anneal import Progress, anneal
+from edgesched.search.anneal import Cooling, Progress, Stopping, anneal
 from edgesched.search.baselines import equal_allocation, optimal_step
 from edgesched.search.branch import branch
 from edgesched.search.coordinate import coordinate
@@ -11,7 +11,9 @@ from edgesched.search.solve import solve
 from edgesched.search.tree import tree
 
 __all__ = [
+    "Cooling",
     "Progress",
+    "Stopping",
     "anneal",
     "branch",
     "coordinate",

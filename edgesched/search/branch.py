@@ -7,9 +7,10 @@ import time
 from torch import Tensor
 
 from edgesched.search._climb import needs_separable
+from edgesched.search._plans import plan_of
 from edgesched.search._result import certified, checked_assignment, number, positive
 from edgesched.search._threads import threads_for
-from edgesched.search.exact import plan_of, proven
+from edgesched.search.exact import proven
 from edgesched.types import Scenario, SearchResult
 
 

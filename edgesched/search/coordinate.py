@@ -10,9 +10,9 @@ import time
 from torch import Tensor
 
 from edgesched.search._climb import climbed, needs_separable
+from edgesched.search._plans import plan_of
 from edgesched.search._result import certified, checked_assignment, positive
 from edgesched.search._threads import threads_for
-from edgesched.search.exact import plan_of
 from edgesched.types import Scenario, SearchResult
 
 

@@ -15,13 +15,14 @@ import time
 import torch
 from torch import Tensor
 
-from edgesched.equations.branching import Concave, branch_and_bound, fixed_value
+from edgesched.equations.branching import Concave, branch_and_bound
 from edgesched.equations.delay import queue_delay, total_delay
 from edgesched.equations.feasible import in_time, memory_fits, net_utility
 from edgesched.equations.shares import best_share, share_for_load
-from edgesched.equations.utility import at_steps, loads, quality_by_step, step_service_times, unmasked
+from edgesched.equations.utility import loads, quality_by_step, step_service_times
 from edgesched.errors import SearchError
 from edgesched.search._climb import climb, separable, start
+from edgesched.search._plans import plan_at, plan_of
 from edgesched.search._result import certified, checked_assignment, positive
 from edgesched.search._threads import threads_for
 from edgesched.types import Plan, Scenario, SearchResult
@@ -124,14 +125,6 @@ def _refuse_open(result: SearchResult, nodes: int) -> None:
             f"exact: {int(open_.sum())} of {len(open_)} optima are not proven within {nodes} nodes each; give more "
             "nodes, or take the bound of search.branch or search.coordinate"
         )
-
-
-def plan_of(scenario: Scenario, given: Tensor | None, index: Tensor) -> Plan:
-    """The best plan in slot mode at positions of step counts, shape (B, M)."""
-    if given is None:
-        return plan_at(scenario, index)
-    steps = scenario.steps[index]
-    return Plan(given, steps, best_share(scenario, given, steps))
 
 
 def _resident(scenario: Scenario, nodes: int, started: float) -> SearchResult:
@@ -248,40 +241,3 @@ def _enumerated(scenario: Scenario, assignment: Tensor) -> tuple[Plan, int]:
         best.append(utility.argmax(-1))
     steps = scenario.steps[combos[torch.cat(best)]]
     return Plan(assignment, steps, best_share(scenario, assignment, steps)), b * len(combos)
-
-
-def best_assignment(scenario: Scenario, index: Tensor) -> Tensor:
-    """The optimal assignment in slot mode at fixed step counts.
-
-    Args:
-        scenario: Batch of B scenarios in slot mode.
-        index: Positions of the step counts, shape (B, M).
-
-    Returns:
-        Probabilities, shape (B, C, M).
-    """
-    m = scenario.shape[2]
-    quality = at_steps(scenario.quality, index)
-    cost = step_service_times(scenario).gather(-1, index[..., None]).squeeze(-1).sqrt()
-    weight = scenario.latency_weight
-    _, _, left, right = fixed_value(quality, cost, scenario.demand, weight, torch.zeros_like(weight))
-    slow, fast = (torch.nn.functional.one_hot(choice, m).to(quality.dtype) for choice in (left, right))
-    gain = scenario.demand[..., None] * unmasked(quality)
-    load = [(scenario.demand * (p * cost[:, None]).sum(-1)).sum(-1) for p in (slow, fast)]
-    value = [(p * gain).sum((-2, -1)) for p in (slow, fast)]
-    # Along p = fast + θ (slow − fast) utility is a parabola in θ; its top is the primal optimum.
-    rise, run = value[0] - value[1], load[0] - load[1]
-    flat = run.abs() < 1e-15
-    top = (rise / (2 * weight * run).where(~flat & (weight > 0), torch.ones_like(run)) - load[1]) / run.where(
-        ~flat, torch.ones_like(run)
-    )
-    theta = torch.where(flat | (weight <= 0), (rise > 0).to(rise.dtype), top.clamp(0, 1))
-    mixed = fast + theta[:, None, None] * (slow - fast)
-    return mixed
-
-
-def plan_at(scenario: Scenario, index: Tensor) -> Plan:
-    """The optimal plan in slot mode at fixed positions of the step counts, shape (B, M)."""
-    assignment = best_assignment(scenario, index)
-    steps = scenario.steps[index]
-    return Plan(assignment, steps, best_share(scenario, assignment, steps))

@@ -29,9 +29,9 @@ from edgesched.equations.utility import (
     unmasked,
 )
 from edgesched.search._climb import climb, separable
+from edgesched.search._plans import plan_of
 from edgesched.search._result import certified, checked_assignment, number, positive
 from edgesched.search._score import routed
-from edgesched.search.exact import plan_of
 from edgesched.types import Plan, Scenario, SearchResult
 
 _SHARPEN = 4.0

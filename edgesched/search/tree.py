@@ -17,10 +17,10 @@ from torch import Tensor
 from edgesched.equations.branching import Concave, value
 from edgesched.equations.shares import best_share
 from edgesched.search._climb import separable
+from edgesched.search._plans import best_assignment
 from edgesched.search._result import certified, checked_assignment, number, positive
 from edgesched.search._score import routed, scored
 from edgesched.search._threads import threads_for
-from edgesched.search.exact import best_assignment
 from edgesched.types import Plan, Scenario, SearchResult
 
 _RECORDED = 200

@@ -21,13 +21,13 @@ from edgesched.equations.bounds import upper_bound
 from edgesched.equations.shares import best_share
 from edgesched.equations.utility import evaluate
 from edgesched.errors import ArgumentError, SearchError
-from edgesched.search._result import certified, checked_assignment, checked_share, checked_steps, number, positive
+from edgesched.search._plans import plan_at
+from edgesched.search._result import certified, checked_assignment, checked_share, checked_steps, positive
 from edgesched.search.anneal import checkpoint as checkpoints
 from edgesched.search.anneal import kernel
 from edgesched.search.anneal.chains import Progress, Rules, Run
-from edgesched.search.anneal.schedule import SCHEDULES
+from edgesched.search.anneal.schedule import Cooling, Stopping
 from edgesched.search.anneal.tables import Tables, build, piece_sizes
-from edgesched.search.exact import plan_at
 from edgesched.types import Plan, Scenario, SearchResult
 
 __all__ = ["Progress", "anneal"]
@@ -56,13 +56,9 @@ def anneal(
     start: Plan | None = None,
     shares: str = "closed_form",
     polish: bool = True,
-    cooling: float = 1e-4,
-    schedule: str = "geometric",
-    tempering: bool = False,
+    cooling: Cooling = Cooling(),  # noqa: B008, for it is frozen
+    stopping: Stopping = Stopping(),  # noqa: B008
     restarts: int = 1,
-    max_seconds: float | None = None,
-    patience: int | None = None,
-    target_gap: float | None = None,
     compile: bool | None = None,
     checkpoint: Path | str | None = None,
     progress: bool = False,
@@ -89,16 +85,12 @@ def anneal(
             Newton steps; up to 16 slices dealt one by one, more are annealed); ``"annealed"`` makes them part of the search, as published.
         polish: At the end take the best shares for the plan found and, where it is a concave problem, its
             best assignment.
-        cooling: Last temperature relative to the first.
-        schedule: ``"geometric"``, or ``"adaptive"`` to follow an acceptance rate.
-        tempering: Hold the chains at a ladder of temperatures and exchange neighbours, in place of cooling.
+        cooling: How the temperature falls.
+        stopping: When to end before the last proposal.
         restarts: Independent runs, each of ``iterations``; the best is returned.
-        max_seconds: Stop after this time.
-        patience: Stop a scenario after this many proposals of each chain without a better plan.
-        target_gap: Stop a scenario once its gap to its bound is at most this.
         compile: Whether to compile the step; None decides by the number of proposals, on a GPU always.
         checkpoint: File to save the state to, every 10 seconds and at the end, and to go on from if it exists:
-            also where ``max_seconds`` ended the search before it was over.
+            also where a time limit ended the search before it was over.
         progress: Show a progress bar.
         callback: Called at every recorded iteration.
 
@@ -117,14 +109,12 @@ def anneal(
     started = time.perf_counter()
     for name, count in (("chains", chains), ("iterations", iterations), ("restarts", restarts)):
         positive(name, count)
-    if patience is not None:
-        positive("patience", patience)
-    for name, value, allowed in (("shares", shares, SHARE_MODES), ("schedule", schedule, SCHEDULES)):
-        if value not in allowed:
-            raise ArgumentError(f"{name}: {value!r} is not one of {', '.join(allowed)}")
-    number("cooling", cooling, above=0, below=1)
-    number("max_seconds", max_seconds, least=0)
-    number("target_gap", target_gap, least=0)
+    if shares not in SHARE_MODES:
+        raise ArgumentError(f"shares: {shares!r} is not one of {', '.join(SHARE_MODES)}")
+    for name, value, kind in (("cooling", cooling, Cooling), ("stopping", stopping, Stopping)):
+        if not isinstance(value, kind):
+            raise ArgumentError(f"{name}: expected search.{kind.__name__}(...), got {value!r}")
+    max_seconds, target_gap = stopping.max_seconds, stopping.target_gap
     given = checked_assignment(scenario, assignment)
     index = checked_steps(scenario, steps)
     b, c, m, k = scenario.shape
@@ -138,7 +128,7 @@ def anneal(
     simple = closed and share is None
     use = _worth_compiling(scenario, tried, given is not None, simple) if compile is None else compile
     use = use and (scenario.device.type != "cpu" or kernel.compiler())
-    rules = Rules(chains, iterations, seed, cooling, schedule, tempering, patience, use)
+    rules = Rules(chains, iterations, seed, cooling, stopping, use)
     saved: dict[str, Any] = {"finished": {}, "partial": {}}
     rows = m if given is not None else c * len(piece_sizes(c, True))
     cells = (c if given is not None else rows) * m * k
@@ -147,7 +137,7 @@ def anneal(
     path = None if checkpoint is None else Path(checkpoint)
     problem = ""
     if path is not None:
-        kept = dataclasses.replace(rules, compile=False)
+        kept = dataclasses.replace(rules, compile=False, stopping=dataclasses.replace(stopping, max_seconds=None))
         known = [given, index, share, *(() if start is None else (start.assignment, start.steps, start.share))]
         problem = checkpoints.fingerprint(scenario, known, f"{kept} {closed} {restarts} {target_gap} {at_once}")
         saved = checkpoints.load(path, problem, scenario.device) or saved

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from edgesched.search.anneal import rng
 from edgesched.search.anneal.kernel import MEASURED_MOVES
-from edgesched.search.anneal.schedule import Temperature, block, starting_temperature
+from edgesched.search.anneal.schedule import Cooling, Stopping, Temperature, block, starting_temperature
 from edgesched.search.anneal.tables import Tables
 from edgesched.search.anneal.walk import GivenWalk, snapshot_moves, sweep, walk
 
@@ -43,10 +43,8 @@ class Rules:
     chains: int
     iterations: int
     seed: int
-    cooling: float
-    schedule: str
-    tempering: bool
-    patience: int | None
+    cooling: Cooling
+    stopping: Stopping
     compile: bool
 
 
@@ -71,8 +69,10 @@ class Run:
         self.stride = snapshot_moves(count)
         self.every = self.stride * -(-rules.iterations // (HISTORY * self.stride))
         hot = starting_temperature(tables, self.moves, self.lanes, rules.seed)
-        rungs = self.lanes if rules.tempering else 0
-        self.temperature = Temperature(hot, rules.cooling, rules.schedule, rungs, self.iterations // self.every)
+        rungs = self.lanes if rules.cooling.tempering else 0
+        self.temperature = Temperature(
+            hot, rules.cooling.last, rules.cooling.schedule, rungs, self.iterations // self.every
+        )
         self.best = [x.clone() for x in self.walk.kept()]
         self.best_energy = self.walk.energy()
         self.active = torch.ones(len(tables.scenario), dtype=torch.bool, device=hot.device)
@@ -187,8 +187,8 @@ class Run:
         self.stale = torch.where(risen, 0, self.stale + self.every)
         if self.target is not None:
             self.active &= self.history[-1] < self.target
-        if self.rules.patience is not None:
-            self.active &= self.stale < self.rules.patience
+        if self.rules.stopping.patience is not None:
+            self.active &= self.stale < self.rules.stopping.patience
         if callback is not None:
             callback(Progress(self.done, hottest, float(acceptance.mean()), self.history[-1]))
 

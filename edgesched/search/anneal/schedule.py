@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor
 
+from edgesched.errors import ArgumentError
+from edgesched.search._result import number, positive
 from edgesched.search.anneal import rng
 from edgesched.search.anneal.general import INFEASIBLE
 from edgesched.search.anneal.tables import Tables
@@ -64,6 +67,53 @@ def block(
         column([max(1, round(m.reach * (1 - f))) for m, f in zip(moves, fractions, strict=True)]),
         column([m.far for m in moves]), logs,
     )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Cooling:
+    """How an annealing cools.
+
+    Args:
+        last: Last temperature relative to the first.
+        schedule: ``"geometric"``, or ``"adaptive"`` to follow an acceptance rate.
+        tempering: Hold the chains at a ladder of temperatures and exchange neighbours, in place of cooling.
+
+    Raises:
+        ArgumentError: If a value is out of its range.
+    """
+
+    last: float = 1e-4
+    schedule: str = "geometric"
+    tempering: bool = False
+
+    def __post_init__(self) -> None:
+        number("cooling.last", self.last, above=0, below=1)
+        if self.schedule not in SCHEDULES:
+            raise ArgumentError(f"cooling.schedule: {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stopping:
+    """When an annealing ends before its last proposal.
+
+    Args:
+        max_seconds: After this time, over all scenarios.
+        patience: A scenario, after this many proposals of each chain without a better plan.
+        target_gap: A scenario, once its gap to its bound is at most this.
+
+    Raises:
+        ArgumentError: If a value is out of its range.
+    """
+
+    max_seconds: float | None = None
+    patience: int | None = None
+    target_gap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.patience is not None:
+            positive("stopping.patience", self.patience)
+        number("stopping.max_seconds", self.max_seconds, least=0)
+        number("stopping.target_gap", self.target_gap, least=0)
 
 
 class Temperature:
