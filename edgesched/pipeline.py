@@ -92,11 +92,16 @@ def _smaller(cfg: DictConfig) -> DictConfig:
         if name in cfg.search:
             cfg.search[name] = min(cfg.search[name], most)
     cfg.replay.draws = min(cfg.replay.draws, 50)
+    if "per_category" in cfg.prompts:  # a table's texts stay as many as they are, though a campaign makes fewer
+        cfg.prompts.per_category = cfg.prompts.per_category
     cfg.campaign.prompts_per_category = min(cfg.campaign.prompts_per_category, 2)
     cfg.campaign.steps = list(cfg.campaign.steps)[:2]
     cfg.campaign.seeds = 1
     cfg.campaign.timing_repeats = 1
+    cfg.campaign.batch_size = min(cfg.campaign.batch_size, 8)
     cfg.policies.decisions.repeats = min(cfg.policies.decisions.repeats, 2)
+    cfg.policies.loads, cfg.difficulty.loads = list(cfg.policies.loads)[:2], list(cfg.difficulty.loads)[:2]
+    cfg.fit.folds, cfg.fit.draws = min(cfg.fit.folds, 2), min(cfg.fit.draws, 50)
     cfg.service.requests = min(cfg.service.requests, 6)
     # Timing takes most of a service: an idle second for every one at work, for every model.
     cfg.service.timing_repeats, cfg.service.steps = min(cfg.service.timing_repeats, 2), min(cfg.service.steps, 2)
