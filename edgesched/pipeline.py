@@ -152,7 +152,7 @@ def schedule(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     }
     metrics["remarks"] = list(remarks(quality, str(cfg.workload.latency)))
     best = "annealing" if "annealing" in results else max(results, key=lambda n: outcomes[n].utility)
-    plan = named_plan(results[best].plan, table.categories, quality.models, best, workload)
+    plan = named_plan(results[best].plan, quality.categories, quality.models, best, workload)
     write_json(folder / "plan.json", plan)
     pictures = _schedule_figures(
         folder / "figures", table, fit_half, quality, results, outcomes, metrics, best, samples
@@ -393,7 +393,7 @@ def _schedule_figures(
              "Best utility so far of the searches against the joint upper bound.")  # fmt: skip
     plan = results[best].plan
     keep("plan", figures.plan_bars(plan.assignment[0].numpy(), plan.share[0].numpy(), plan.steps[0].numpy(),
-                                   table.categories, quality.models), f"The plan of {best}.")  # fmt: skip
+                                   quality.categories, quality.models), f"The plan of {best}.")  # fmt: skip
     return made
 
 
