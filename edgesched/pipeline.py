@@ -88,9 +88,10 @@ def _smaller(cfg: DictConfig) -> DictConfig:
     """Sizes at which everything ends in seconds."""
     cfg = cfg.copy()
     OmegaConf.set_readonly(cfg, False)
-    for name, most in (("chains", 8), ("iterations", 50)):
-        if name in cfg.search:
-            cfg.search[name] = min(cfg.search[name], most)
+    for search in (cfg.search, cfg.service.search):
+        for name, most in (("chains", 8), ("iterations", 50)):
+            if name in search:
+                search[name] = min(search[name], most)
     cfg.replay.draws = min(cfg.replay.draws, 50)
     if "per_category" in cfg.prompts:  # a table's texts stay as many as they are, though a campaign makes fewer
         cfg.prompts.per_category = cfg.prompts.per_category
