@@ -26,6 +26,8 @@ from edgesched.errors import ArgumentError, ConfigError, PlanError, SearchError
 from edgesched.fit import fit as fit
 from edgesched.latency import latency_remarks
 from edgesched.objective import evaluate
+from edgesched.priors import PRIORS, Priors
+from edgesched.priors import schedule as plan_from_priors
 from edgesched.simulate import Replay, compare, replay
 from edgesched.table import ScoreTable
 from edgesched.tracking import Tracker
@@ -60,6 +62,10 @@ def run(cfg: DictConfig) -> float | None:
         task = get_method(cfg.task)
     except Exception as exc:
         raise ConfigError(f"task: {cfg.task!r} cannot be located") from exc
+    if task is not schedule and cfg.data.get("_target_") == PRIORS:
+        raise ConfigError(
+            f"data: priors are no measurements; {cfg.name} needs a score table, only plans can do without"
+        )
     if cfg.debug:
         cfg = _smaller(cfg)
     folder = Path(cfg.run_folder)
@@ -131,7 +137,10 @@ def _smaller(cfg: DictConfig) -> DictConfig:
 def schedule(cfg: DictConfig, folder: Path, tracker: Tracker) -> float | None:
     """Score table → distributions → scenario → plans of every method → replay on held-out prompts → report."""
     started = time.perf_counter()
-    table: ScoreTable = build(cfg.data, "data")
+    source = build(cfg.data, "data")
+    if isinstance(source, Priors):
+        return plan_from_priors(cfg, folder, tracker, source)
+    table: ScoreTable = source
     tracker.score_table(table)
     methods = {name: build_method(name, node) for name, node in cfg.method.items()}
     samples = _live_samples(cfg)
