@@ -1,16 +1,20 @@
 """Every option composes and builds, every experiment runs small through the real entry point, mistakes are one line."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from edgesched.errors import ConfigError, EdgeschedError
+from edgesched.errors import ArgumentError, ConfigError, EdgeschedError
 from edgesched.runs.config import build, check, register_schema
+from edgesched.tasks.schedule import run as run_task
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
@@ -46,6 +50,121 @@ def test_every_option_composes_and_instantiates(option, tmp_path):
         cfg.workload.path = str(tmp_path / "trace.csv")
     built = list(instantiated(cfg[group], group))
     assert built or group in ("campaign", "paper", "workload", "replay", "samples", "logger")
+
+
+#: What an experiment needs on a machine that has not what its file asks for; a new file needs no line here.
+ELSEWHERE = {"train_micro": ("train.recipe.processes=1", "train.recipe.precision=32-true")}
+if not torch.cuda.is_available():
+    ELSEWHERE["campaign_gpu"] = ("campaign.accelerator=cpu", "campaign.devices=1")
+#: Experiments that take long even when small.
+LONG = ("fit", "paper", "train_micro")
+
+
+def strict_json(file):
+    """A file's content; NaN and Infinity, which JSON lacks, are errors."""
+
+    def refuse(constant):
+        raise AssertionError(f"{file}: {constant}")
+
+    return json.loads(file.read_text(), parse_constant=refuse)
+
+
+def words_of(page):
+    """Text of a page, without what is in its tags, such as pictures."""
+    return re.sub(r"<style.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(f.stem, marks=[pytest.mark.slow] if f.stem in LONG else [])
+     for f in sorted((CONF / "experiment").glob("*.yaml"))],
+)  # fmt: skip
+def test_every_experiment_runs_small_and_writes_strict_json(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_task(composed(f"+experiment={name}", "debug=true", "logger.mode=disabled", *ELSEWHERE.get(name, ())))
+    found = strict_json(tmp_path / "metrics.json")
+    assert found["seconds_total"] >= 0
+    for file in tmp_path.rglob("*.json"):
+        strict_json(file)
+    assert not re.search(r"\b(nan|NaN|inf|Infinity)\b|∞", words_of((tmp_path / "report.html").read_text()))
+
+
+def told(folder, words, out):
+    """An overload stands in metrics, page and terminal in words, and none of them has a number that is none."""
+    found = strict_json(folder / "metrics.json")
+    assert any(words in said for said in found["words"]), found["words"]
+    assert words in " ".join(out.split())
+    assert not re.search(r"\b(nan|NaN|inf|Infinity)\b|∞", words_of((folder / "report.html").read_text()) + out)
+
+
+def test_slots_that_are_overloaded_are_told_in_words(tmp_path):
+    done = run("+experiment=slots", "debug=true", "logger.mode=disabled", "workload.demand=100", "service.slot_s=1",
+               "workload.arrivals.requests=150", "service.forecasts=[last,once]", "run_folder=slots", cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told(tmp_path / "slots", "not begun when the stream's last slot ended", done.stdout)
+
+
+@pytest.mark.weights
+def test_a_service_that_is_overloaded_is_told_in_words(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_task(composed("+experiment=serve", "debug=true", "logger.mode=disabled", "service.utilisation=50"))
+    told(tmp_path, "times what its share can make: its queue grows", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "wrong", "message"),
+    [
+        ("serve", "service.requests=0", "service.requests: expected a whole number of at least 1, got 0"),
+        ("serve", "service.requests=2.5", "service.requests: expected a whole number of at least 1, got 2.5"),
+        ("serve", "service.steps=many", "service.steps: expected a whole number of at least 1, got 'many'"),
+        ("serve", "service.utilisation=nan", "service.utilisation: expected a number above 0, got nan"),
+        ("serve", "service.utilisation=-1", "service.utilisation: expected a number above 0, got -1"),
+        ("simulate", "service.deadline_s=0", "service.deadline_s: expected a number above 0, got 0"),
+        ("simulate", "service.agreement_requests=true", "service.agreement_requests: expected a whole number"),
+        ("slots", "service.slot_s=inf", "service.slot_s: expected a number above 0, got inf"),
+        ("slots", "service.slot_s=null", "service.slot_s: expected a number above 0, got None"),
+        ("slots", "service.ewma=1.5", "service.ewma: expected a number above 0 and up to 1, got 1.5"),
+        (
+            "slots",
+            "service.forecasts=[last,guess]",
+            "service.forecasts: expected a list out of last, ewma, once, known",
+        ),
+        ("slots", "service.forecasts=last", "service.forecasts: expected a list out of"),
+        ("simulate", "workload.latency=slot", "workload.latency: a stream is served from a queue, not by 'slot'"),
+    ],
+)
+def test_wrong_values_of_a_service_are_refused_by_their_key(experiment, wrong, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ArgumentError, ConfigError), match=re.escape(message)):
+        run_task(composed(f"+experiment={experiment}", wrong, "logger.mode=disabled", "quality.max_epochs=2"))
+
+
+@pytest.mark.parametrize("experiment", ["simulate", "slots"])
+def test_times_that_are_off_their_line_stand_in_the_report(experiment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_task(composed(f"+experiment={experiment}", "debug=true", "logger.mode=disabled", "method=[direct]"))
+    found = strict_json(tmp_path / "metrics.json")
+    # The line of each model of the shipped table, by least squares on relative errors without a bound.
+    timing = json.loads((ROOT / "edgesched/data/manifest.json").read_text())["timing"]
+    smallest = min(r["batch_size"] for r in timing)
+    off = set()
+    for name in {r["model"] for r in timing}:
+        mine = [(r["steps"], r["latency_s"]) for r in timing if r["model"] == name and r["batch_size"] == smallest]
+        k, t = (np.array(values, float) for values in zip(*mine, strict=True))
+        (slope, start), *_ = np.linalg.lstsq(
+            np.column_stack([k, np.ones_like(k)]) / t[:, None], np.ones_like(t), rcond=None
+        )
+        assert min(slope, start) > 0
+        if np.abs((start + slope * k) / t - 1).max() > 0.1:
+            off.add(name)
+    assert {
+        name for name in off if any(f"'{name}'" in r or f"of {name} " in r for r in found["latency_remarks"])
+    } == off
+    assert len(found["latency_remarks"]) == len(off)
+    page = words_of((tmp_path / "report.html").read_text())
+    for said in found["latency_remarks"]:
+        assert said[1:40] in page
 
 
 def made_up_scores(path):
@@ -161,6 +280,16 @@ MISTAKES = [
     (("+experiment=plan", "search=aneal"), "Could not find 'search/aneal'"),
     (("+experiment=plan", "search=equal_allocation"), "needs an assignment"),
     (("+experiment=simulate", "workload=trace"), "error: workload.path: has no value; give one, as workload.path=..."),
+    (
+        (
+            "+experiment=simulate",
+            "method=[direct]",
+            "quality.max_epochs=2",
+            "workload.demand=10000",
+            "logger.mode=disabled",
+        ),
+        "error: workload.demand: no method finds a plan that keeps up with it",
+    ),
     (("+experiment=campaign", "model=[sd15,sdxl]"), "the hub cannot be reached; download it"),
 ]
 #: Runs the script several times in one process, which imports everything once.
@@ -180,6 +309,14 @@ for command in commands:
 """
 
 
+def several(commands, cwd):
+    """(exit code, stdout, stderr) of the real entry point for each list of overrides."""
+    done = subprocess.run([sys.executable, "-c", SEVERAL, str(ROOT / "scripts/run.py"), json.dumps(commands)], cwd=cwd,
+                          capture_output=True, text=True, timeout=280)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 def refused(code, out, err, message):
     assert code == 1
     assert len(err.strip().splitlines()) == 1 or "is left out" in out + err
@@ -188,11 +325,7 @@ def refused(code, out, err, message):
 
 
 def test_mistakes_end_in_one_line(tmp_path):
-    commands = json.dumps([options for options, _ in MISTAKES])
-    done = subprocess.run([sys.executable, "-c", SEVERAL, str(ROOT / "scripts/run.py"), commands], cwd=tmp_path,
-                          capture_output=True, text=True, timeout=280)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    answers = several([options for options, _ in MISTAKES], tmp_path)
     assert len(answers) == len(MISTAKES)
     for (_, message), (code, out, err) in zip(MISTAKES, answers, strict=True):
         refused(code, out, err, message)

@@ -127,6 +127,21 @@ def test_an_overload_has_no_predicted_mean_and_no_number_that_json_lacks():
     assert all(value == value and abs(value) < 100 for value in errors.values() if value is not None)
 
 
+def test_a_stream_that_asks_more_than_its_plan_was_made_for_is_told_in_words():
+    from edgesched.tasks.streams import _overload_words
+
+    stream = RequestStream([[0.0, 1.0, 2.0, 3.0, 4.0]], [[0] * 5], ("a",))  # 5 requests until second 4
+    s = es.Scenario([[0.1]], [[[[10.0]]]], [1], [[1.0]], [[0.0]], [1.0], latency="queue")
+    plans = {"half": plan([[1.0]], [1], [0.5]), "tenth": plan([[1.0]], [1], [0.1])}
+    said = _overload_words(stream, s, plans, ("m",))
+    assert [words.split(" times")[0] for words in said] == [
+        "Under half this stream asks m for 2.50",
+        "Under tenth this stream asks m for 12.50",
+    ]
+    calm = RequestStream([[0.0, 40.0]], [[0, 0]], ("a",))
+    assert _overload_words(calm, s, {"half": plans["half"]}, ("m",)) == []
+
+
 def test_seconds_measured_before_are_taken_as_they_are():
     clock = VirtualClock()
     model = Sleeper(clock, 0.5)

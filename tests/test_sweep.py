@@ -166,6 +166,34 @@ def test_a_job_is_another_when_the_content_of_a_file_it_names_is_another(tmp_pat
     assert job_digest(cfg) == digests[-1]
 
 
+def test_a_job_is_another_when_any_module_of_a_foreign_package_is(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "camp_own_package"
+    package.mkdir()
+    for name in ("__init__.py", "scores.py", "helper.py", "notes.txt"):
+        (package / name).write_text("")
+    cfg = OmegaConf.create({"score": {"mine": {"_target_": "camp_own_package.scores.Score"}}})
+    before = job_digest(cfg)
+    (package / "notes.txt").write_text("no code")
+    assert job_digest(cfg) == before
+    (package / "helper.py").write_text("FACTOR = 2")
+    assert job_digest(cfg) != before
+    installed = OmegaConf.create({"score": {"mine": {"_target_": "torchmetrics.MeanMetric"}}})
+    assert job_digest(installed) == job_digest(installed)
+
+
+@pytest.mark.parametrize("key", ["out", "weights", "table"])
+def test_a_file_counts_whatever_the_last_name_of_its_key(key, tmp_path):
+    file = tmp_path / "given"
+    cfg = OmegaConf.create({"score": {"mine": {key: str(file)}}, "campaign": {"out": str(tmp_path / "made")}})
+    file.write_text("1")
+    before = job_digest(cfg)
+    (tmp_path / "made").write_text("2")
+    assert job_digest(cfg) == before
+    file.write_text("22")
+    assert job_digest(cfg) != before
+
+
 def made_up(folder, overrides, seed, utility, latency=1.0, methods=("plan",)):
     (folder / ".hydra").mkdir(parents=True)
     OmegaConf.save({"name": "plan", "seed": seed}, folder / ".hydra/config.yaml")

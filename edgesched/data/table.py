@@ -48,7 +48,10 @@ class ScoreTable:
         score: Name of the score column to plan with.
         models: If given, the model names that are allowed.
         min_prompts: Categories with fewer prompts are left out, with a message.
-        order: Order of the categories, kept by every part of the table; without it that of their first rows.
+        order: Order of the categories, kept by every part of the table; None takes the manifest's
+            ``category_order``, as ``models`` takes its ``model_order``, and without it the names are sorted.
+
+    The rows are kept in the order of their keys, so that nothing computed from them depends on the order given.
 
     Raises:
         ScoreTableError: Naming the row, the column, the value and what was expected.
@@ -64,12 +67,11 @@ class ScoreTable:
     def __post_init__(self) -> None:
         frame = _validated(self.frame, self.score, self.models)
         frame = _large_enough(frame, self.min_prompts)
-        object.__setattr__(self, "frame", frame)
-        present = dict.fromkeys(frame["model"])
-        object.__setattr__(self, "models", tuple(m for m in (self.models or present) if m in present))
-        found = dict.fromkeys(frame["category"])
-        order = [c for c in (self.order or found) if c in found]
-        object.__setattr__(self, "order", (*order, *(c for c in found if c not in order)))
+        object.__setattr__(self, "frame", frame.sort_values(list(KEY), ignore_index=True))
+        for name, key, column in (("models", "model_order", "model"), ("order", "category_order", "category")):
+            given = getattr(self, name)
+            told = _names(self.manifest, key) if given is None else given
+            object.__setattr__(self, name, _ordered(told, frame[column].unique().tolist()))
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -78,6 +80,11 @@ class ScoreTable:
     def categories(self) -> tuple[str, ...]:
         """Categories in their order, which every part of a table keeps."""
         return self.order or ()
+
+    @property
+    def draw_order(self) -> tuple[str, ...]:
+        """Categories by their smallest prompt id: the order of random draws, whatever the order of the categories."""
+        return tuple(self.frame["category"].unique().tolist())
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -99,9 +106,11 @@ class ScoreTable:
         ordered = self.frame.sort_values(list(KEY)).to_csv(index=False).encode()
         return hashlib.sha256(ordered).hexdigest()[:16]
 
-    def replaced(self, frame: pd.DataFrame, min_prompts: int = 1) -> ScoreTable:
-        """The same table with other rows."""
-        return ScoreTable(frame, self.manifest, self.score, self.models, min_prompts, self.order)
+    def replaced(
+        self, frame: pd.DataFrame, min_prompts: int = 1, *, order: tuple[str, ...] | None = None
+    ) -> ScoreTable:
+        """The same table with other rows, and with another order of categories if one is given."""
+        return ScoreTable(frame, self.manifest, self.score, self.models, min_prompts, order or self.order)
 
     def split(self, salt: int | None = None) -> tuple[ScoreTable, ScoreTable]:
         """Fit and replay halves by a hash of the prompt's id: no prompt is in both, and it never changes.
@@ -130,6 +139,8 @@ class ScoreTable:
     def save(self, folder: Path | str) -> Path:
         """Write ``scores.parquet`` and ``manifest.json`` into a folder, each in one atomic step.
 
+        The manifest tells the order of categories and models.
+
         Raises:
             ScoreTableError: If the folder cannot be written.
         """
@@ -139,7 +150,8 @@ class ScoreTable:
             part = folder / (FILE + ".part")
             self.frame.to_parquet(part, compression="zstd", index=False)
             os.replace(part, folder / FILE)
-            write_bytes(folder / MANIFEST, json_document(self.manifest).encode())
+            orders = {"category_order": list(self.categories), "model_order": list(self.models or ())}
+            write_bytes(folder / MANIFEST, json_document(dict(self.manifest) | orders).encode())
         except OSError as exc:
             raise ScoreTableError(f"{folder}: cannot be written ({exc.strerror or exc})") from exc
         return folder / FILE
@@ -185,6 +197,8 @@ class ScoreTable:
             manifest = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
         except ValueError as exc:
             raise ScoreTableError(f"{beside}: not valid JSON ({exc})") from exc
+        if not isinstance(manifest, dict):
+            raise ScoreTableError(f"{beside}: expected a JSON object, got {type(manifest).__name__}")
         try:
             return cls(frame, manifest, score, None if models is None else tuple(models), min_prompts)
         except ScoreTableError as exc:
@@ -241,6 +255,24 @@ class ScoreTable:
         known = [c for c in frame.columns if c in _TYPES or c.endswith("_score")]
         return cls(frame[known].reset_index(drop=True), {"device": device, "source": str(path)}, score,
                    min_prompts=min_prompts)  # fmt: skip
+
+
+def _names(manifest: Mapping[str, Any], key: str) -> Sequence[str]:
+    """An order that the manifest tells, or none.
+
+    Raises:
+        ScoreTableError: If it is no list of different names.
+    """
+    told = manifest.get(key, ())
+    if not isinstance(told, (list, tuple)) or not all(isinstance(n, str) for n in told) or len(set(told)) < len(told):
+        raise ScoreTableError(f"manifest: {key} is {told!r}; expected a list of different names")
+    return told
+
+
+def _ordered(told: Sequence[str], present: Sequence[str]) -> tuple[str, ...]:
+    """Names that are present in the order told, others behind them by name."""
+    known = [name for name in dict.fromkeys(told) if name in present]
+    return (*known, *sorted(set(present) - set(known)))
 
 
 def _validated(frame: pd.DataFrame, score: str, models: tuple[str, ...] | None) -> pd.DataFrame:

@@ -190,7 +190,7 @@ def bootstrap_weights(table: ScoreTable, draws: int, seed: int) -> dict[str, Ten
     """Category → weights of its prompts in every draw, shape (draws, prompts), rows summing to 1."""
     generator = np.random.default_rng(seed)
     weights = {}
-    for category in table.categories:
+    for category in table.draw_order:
         count = table.frame.loc[table.frame["category"] == category, "prompt_id"].nunique()
         drawn = generator.multinomial(count, np.full(count, 1 / count), size=draws) / count
         weights[category] = torch.tensor(drawn)

@@ -91,8 +91,11 @@ def bootstrap_quality(
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8.
     """
     rng = np.random.default_rng(seed)
-    prompts = prompt_means(table, models, steps, categories)
-    return resampled_quality(prompts, [torch.tensor(_counts(rng, len(p), draws)) for p in prompts])
+    names = tuple(categories or table.categories)
+    prompts = prompt_means(table, models, steps, names)
+    size = dict(zip(names, map(len, prompts), strict=True))
+    drawn = {name: torch.tensor(_counts(rng, size[name], draws)) for name in table.draw_order}
+    return resampled_quality(prompts, [drawn[name] for name in names])
 
 
 def _counts(rng: np.random.Generator, prompts: int, draws: int) -> np.ndarray:
@@ -227,7 +230,10 @@ def compare_decisions(
     if set(fit.frame["prompt_id"]) & set(held.frame["prompt_id"]):
         raise ScoreTableError("compare_decisions: fit and held-out tables share prompts")
     rng = np.random.default_rng(seed)
+    names = matched(scenario, fit, models)
     prompts, unseen = (prompt_means(t, models, scenario.steps, matched(scenario, t, models)) for t in (fit, held))
+    turn = [names.index(name) for name in fit.draw_order]
+    place = [turn.index(c) for c in range(len(names))]
     truth = resampled_quality(unseen, [torch.ones(1, len(p), dtype=torch.float64) for p in unseen])
     real = dataclasses.replace(scenario, quality=truth)
     best = float(search(real).utility)
@@ -235,9 +241,11 @@ def compare_decisions(
     rows: list[dict[str, Any]] = []
     for count in counts:
         sizes = [count or len(p) for p in prompts]
-        drawn = [p[torch.tensor(rng.integers(len(p), size=(repeats, n)))] for p, n in zip(prompts, sizes, strict=True)]
+        rows_of = [torch.tensor(rng.integers(len(prompts[c]), size=(repeats, sizes[c]))) for c in turn]
+        drawn = [p[rows_of[place[c]]] for c, p in enumerate(prompts)]
         even = [torch.ones(repeats, 1, n, dtype=torch.float64) for n in sizes]
-        again = [torch.tensor(_counts(rng, n, repeats * draws)).reshape(repeats, draws, n) for n in sizes]
+        counted = [torch.tensor(_counts(rng, sizes[c], repeats * draws)) for c in turn]
+        again = [counted[place[c]].reshape(repeats, draws, n) for c, n in enumerate(sizes)]
         mean = resampled_quality(drawn, even)[:, 0]
         boot = resampled_quality(drawn, again).transpose(0, 1)
         views = [mean, lower_quality(mean, boot, level), *boot[:candidates]]

@@ -327,7 +327,8 @@ def _assemble(
             "truncated_prompts": int(frame.loc[frame["truncated"], "prompt_id"].nunique()),
             "timing": timing,
         }
-        table = ScoreTable(frame, manifest, next(iter(scorers)), names, min_prompts=1)
+        order = tuple(dict.fromkeys(prompts.categories))
+        table = ScoreTable(frame, manifest, next(iter(scorers)), names, min_prompts=1, order=order)
         with folder.guarded():
             write_bytes(folder.out / SETTINGS, json_document(of_all).encode())
             table.save(folder.out)

@@ -239,11 +239,11 @@ def split_by_difficulty(
                 break
         names[category] = [f"{category}, {level}" if count > 1 else category for level in LEVELS[count]]
         level_of |= {p: names[category][level] for half in placed for p, level in half.items()}
-    order = {name: place for place, name in enumerate(n for levels_ in names.values() for n in levels_)}
+    order = tuple(name for mine in names.values() for name in mine)
 
     def renamed(table: ScoreTable) -> ScoreTable:
         frame = table.frame.assign(category=table.frame["prompt_id"].map(level_of))
-        return table.replaced(frame.iloc[np.argsort(frame["category"].map(order).to_numpy(), kind="stable")])
+        return table.replaced(frame, order=order)
 
     return renamed(fit), renamed(held), names
 

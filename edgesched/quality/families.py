@@ -245,7 +245,7 @@ def fit_quality(
     if strength is not None and not 0 <= strength < float("inf"):
         raise ScenarioError(f"strength: expected at least 0 prompts, got {strength}")
     latency, single = fit_latencies(table)
-    models = tuple(sorted(latency, key=lambda name: latency[name].step_time_s))
+    models = tuple(sorted(latency, key=lambda name: (latency[name].step_time_s, name)))
     data = observations(table, models).ordered()
     shape = (len(table.categories), len(models), len(table.steps))
     seen = torch.zeros(shape, dtype=torch.bool)

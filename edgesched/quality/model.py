@@ -361,20 +361,13 @@ class QualityModel(L.LightningModule):
         Raises:
             ScenarioError: If the demand names an unknown category, or a value is out of range.
         """
-        if isinstance(demand, Mapping):
-            unknown = [c for c in demand if c not in self.categories]
-            if unknown:
-                raise ScenarioError(f"demand: category {unknown[0]!r} is not one of {', '.join(self.categories)}")
-            demand = [float(demand.get(c, 0.0)) for c in self.categories]
-        tensor = torch.as_tensor(demand, dtype=torch.float64)
-        tensor = tensor.expand(1, len(self.categories)) if tensor.ndim < 2 else tensor
         mean = self.mean().double().cpu()
         mean = mean if differentiable else mean.detach()
         quality = torch.where(self.measured.cpu(), mean, -torch.inf)
         by_model = self.latency_fits.get(latency, self.latency_fits["slot"])
         fits = [by_model[m] for m in self.models]
         return Scenario(
-            tensor,
+            demand_of(demand, self.categories),
             quality,
             torch.tensor(self.step_counts),
             torch.tensor([f.step_time_s for f in fits], dtype=torch.float64),
@@ -388,6 +381,21 @@ class QualityModel(L.LightningModule):
             category_names=self.categories,
             model_names=self.models,
         )
+
+
+def demand_of(demand: Any, categories: Sequence[str]) -> Tensor:
+    """Demand by name, as a number for every category, or as a tensor: shape (B, C).
+
+    Raises:
+        ScenarioError: If it names an unknown category.
+    """
+    if isinstance(demand, Mapping):
+        unknown = [c for c in demand if c not in categories]
+        if unknown:
+            raise ScenarioError(f"demand: category {unknown[0]!r} is not one of {', '.join(categories)}")
+        demand = [float(demand.get(c, 0.0)) for c in categories]
+    tensor = torch.as_tensor(demand, dtype=torch.float64)
+    return tensor.expand(1, len(categories)) if tensor.ndim < 2 else tensor
 
 
 def bounded(value: Tensor, low: float, high: float) -> Tensor:

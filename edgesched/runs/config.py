@@ -113,10 +113,10 @@ def check(node: Any, path: str = "") -> None:
                 _check_kind(node, key, path, component)
             elif key not in _RESERVED and not open_ended:
                 raise ConfigError(f"{path}.{key}: unknown argument of {target}; {nearest(key, list(parameters))}")
-    for name in map(str, node):
+    for name in node:  # as it stands: step counts are keys that are numbers
         inner = node._get_node(name)  # values that refer to a missing one are not checked, but said when they are built
         if isinstance(inner, (DictConfig, ListConfig)) and not inner._is_interpolation():
-            check(inner, f"{path}.{name}" if path else name)
+            check(inner, f"{path}.{name}" if path else str(name))
 
 
 def _nodes(node: Any) -> Iterator[Any]:

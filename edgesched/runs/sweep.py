@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from edgesched.data.writing import write_json
 
 FINISHED, FAILED, SKIPPED = "finished.json", "failed.json", "skipped.json"
 _OF_THE_PLACE = ("run_folder", "logger", "rerun")
-_WRITTEN = ("out", "weights")  # what a job makes is not what it depends on
+_WRITTEN = ("campaign.out", "train.out", "train.weights")  # what a job makes is not what it depends on
 _FOLDER = re.compile(r"(^|_)(path|paths|file|files|folder|folders)$")
+_INSTALLED = ("site-packages", "dist-packages")
 _CODE = ("edgesched", "conf", "scripts")
 
 
@@ -41,40 +43,49 @@ def job_digest(cfg: DictConfig) -> str:
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _contents(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
+def _contents(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
     """Digest of every file that a configuration names, of folders under a key for a path, and of foreign code."""
+    key = place.rpartition(".")[2]
+    if place in _WRITTEN:
+        return
     if isinstance(node, dict):
         for name, value in node.items():
-            if name not in _WRITTEN:
-                yield from _contents(value, str(name))
+            yield from _contents(value, f"{place}.{name}" if place else str(name))
     elif isinstance(node, list):
         for value in node:
-            yield from _contents(value, key)
+            yield from _contents(value, place)
     elif isinstance(node, str) and node:
         try:
             if key in ("_target_", "task"):
-                code = _foreign_code(node)
-                if code is not None:
-                    yield node, content_digest(code)
+                for code in _foreign_code(node):
+                    yield str(code), content_digest(code)
             elif Path(node).is_file() or (_FOLDER.search(key) and Path(node).is_dir()):
                 yield node, content_digest(node)
         except (OSError, ValueError):
             return  # no name of a file, or one that the job itself has to complain of
 
 
-def _foreign_code(target: str) -> str | None:
-    """File of the module that a dotted name lies in, unless it is this package's."""
+def _foreign_code(target: str) -> list[Path]:
+    """Files of code that a dotted name lies in: the module's, and for a package that is not installed all of its own."""
     parts = target.split(".")
     if parts[0] == __name__.split(".")[0]:
-        return None
+        return []
+    top = _spec(parts[0])
+    folders = [Path(place) for place in (top.submodule_search_locations or ())] if top is not None else []
+    if folders and not any(folder.parent.name in _INSTALLED for folder in folders):
+        return sorted(file for folder in folders for file in folder.rglob("*.py"))
     for end in range(len(parts), 0, -1):
-        try:
-            found = importlib.util.find_spec(".".join(parts[:end]))
-        except (ImportError, AttributeError, ValueError):
-            continue
+        found = _spec(".".join(parts[:end]))
         if found is not None:
-            return found.origin if found.has_location else None
-    return None
+            return [Path(found.origin)] if found.has_location and found.origin else []
+    return []
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(name)
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def _clone() -> str:

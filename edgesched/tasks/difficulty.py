@@ -71,7 +71,7 @@ def difficulty(
         raise ArgumentError(f"difficulty.loads: expected positive numbers of requests, got {list(loads)}")
     if levels < 2:
         raise ArgumentError(f"difficulty.levels: expected at least 2, got {levels}")
-    table = problem.data
+    table = problem.table
     run.tracker.score_table(table)
     embeddings: dict[str, Tensor] = dict(zip(prompts.ids, embedding.embed_texts(prompts.texts).cpu(), strict=True))
     fit_half, held = problem.halves
@@ -122,7 +122,7 @@ def _page(problem: Problem, metrics: Mapping[str, Any], album: Album, embedding:
     ]
     held, fit_half = problem.held, problem.fit_half
     facts = {
-        "Scores come from": problem.data.device,
+        "Scores come from": problem.table.device,
         "Prompts": f"{held.frame['prompt_id'].nunique()} held out, {fit_half.frame['prompt_id'].nunique()} to fit",
         "Embedding": embedding,
     }

@@ -126,7 +126,7 @@ def paper(
     if missing:
         raise ArgumentError(f"method: the published evaluation needs {', '.join(missing)} too")
     points, middle = grid_points(loads, budgets, latency_weights)
-    run.tracker.score_table(problem.data)
+    run.tracker.score_table(problem.table)
     images = samples.make() if samples else {}
     grid = run_grid(problem, methods, points, sizes, routing)
     metrics: dict[str, Any] = {
@@ -158,7 +158,7 @@ def paper(
         album.keep("samples", figures.sample_images(images, samples.shown.texts),
                    "Images generated in this run, a row for each model.")  # fmt: skip
     run.save(metrics)
-    run.publish(_page(problem.data, metrics, album))
+    run.publish(_page(problem.table, metrics, album))
     return float(np.median([row["quality_gain_pct"]["median"] for row in metrics["headline"].values()]))
 
 
@@ -192,7 +192,7 @@ def run_grid(problem: Problem, methods: Mapping[str, Method], points: list[Point
     """Plan with every method on all points at once, and replay, for every split."""
     found: dict[str, dict[str, list[Any]]] = {w: {n: [] for n in methods} for w in ("utility", "quality", "latency_s")}
     for split in track(range(sizes.splits), description="Splits of the prompts"):
-        fit_half, held = problem.data.split(split)
+        fit_half, held = problem.table.split(split)
         quality = problem.quality(fit_half)
         scenarios = _scenarios(problem, quality, points)
         plans = {name: result.plan for name, result in plan_all(methods, scenarios, quality).items()}
@@ -296,13 +296,13 @@ def _pictures(
 ) -> None:
     """The figures, each kept when it stands."""
     keep = album.keep
-    fit_half, held = problem.data.split(0)
+    fit_half, held = problem.table.split(0)
     quality = problem.quality(fit_half)
     for name, (figure, caption) in score_figures(fit_half, quality).items():
         keep(name, figure, caption)
     with left_out("the figure of score levels"):
-        found = score_levels(problem.data, quality.models)
-        keep("score_levels", figures.score_levels(found["levels"], found["cuts"], found["reference"], problem.data.score),
+        found = score_levels(problem.table, quality.models)
+        keep("score_levels", figures.score_levels(found["levels"], found["cuts"], found["reference"], problem.table.score),
              f"Prompts in three levels by their score under {found['reference']}: what every model makes of them.")  # fmt: skip
     scenario = _scenarios(problem, quality, [middle])
     plans = plan_policies(peers.compare, scenario, quality, peers.search)

@@ -1,4 +1,4 @@
-"""Pictures of scores and plans that several tasks show."""
+"""What several tasks show: pictures of scores and plans, plans by name, sentences."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from edgesched.data.table import ScoreTable
 from edgesched.report import figures
 from edgesched.report.page import Cell
+from edgesched.types import Plan
 
 if TYPE_CHECKING:
     from edgesched.quality import QualityModel
@@ -40,6 +41,22 @@ class Album:
     def of(self, *names: str) -> list[tuple[Path, str]]:
         """Those of the named pictures that were drawn, in this order."""
         return [self.pictures[name] for name in names if name in self.pictures]
+
+
+def named_plan(
+    plan: Plan, categories: tuple[str, ...], models: tuple[str, ...], method: str, workload: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A plan by names, as an operator would load it."""
+    return {
+        "method": method,
+        "workload": dict(workload),
+        "assignment": {
+            category: {model: float(plan.assignment[0, c, m]) for m, model in enumerate(models)}
+            for c, category in enumerate(categories)
+        },
+        "steps": {model: int(plan.steps[0, m]) for m, model in enumerate(models)},
+        "share": {model: float(plan.share[0, m]) for m, model in enumerate(models)},
+    }
 
 
 def score_figures(fit_half: ScoreTable, quality: QualityModel) -> dict[str, tuple[Any, str]]:

@@ -64,7 +64,7 @@ def policies(
     """
     if not loads or min(loads) <= 0:
         raise ArgumentError(f"policies.loads: expected positive numbers of requests, got {list(loads)}")
-    table, held, quality = problem.data, problem.held, problem.fitted
+    table, held, quality = problem.table, problem.held, problem.fitted
     run.tracker.score_table(table)
     models = quality.models
     demand = torch.tensor(loads, dtype=torch.float64)[:, None].repeat(1, len(quality.categories))
@@ -227,7 +227,7 @@ def _page(problem: Problem, metrics: Mapping[str, Any], album: Album) -> Page:
         ))  # fmt: skip
     scenario, names = problem.scenario, problem.fitted.models
     facts = {
-        "Scores come from": problem.data.device,
+        "Scores come from": problem.table.device,
         "Models": ", ".join(f"{m} ({s:.3g} s a step)" for m, s in zip(names, scenario.step_time_s[0].tolist(), strict=True)),
         "Prompts": f"{problem.held.frame['prompt_id'].nunique()} held out, {problem.fit_half.frame['prompt_id'].nunique()} to fit",
         "Latency model": f"{scenario.latency}, weight {float(scenario.latency_weight[0])} points per second",

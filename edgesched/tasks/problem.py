@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ArgumentError, ConfigError
 from edgesched.protocols import ImageModel
+from edgesched.quality.priors import PriorQuality, Priors
 from edgesched.streams.arrivals import RequestStream
 from edgesched.types import Scenario
 
@@ -25,7 +26,7 @@ class Problem:
     """A planning problem as the configuration puts it; each part is made once, when it is first asked for.
 
     Args:
-        data: Score table.
+        data: Score table; or priors, where a task can plan without measurements.
         quality: Fits score distributions to a table.
         workload: ``demand latency_weight latency`` and, where a task honours them, ``share_units memory_limit_gib
             deadline_s``: arguments of :meth:`edgesched.quality.QualityModel.scenario`.
@@ -33,11 +34,24 @@ class Problem:
         estimate: What is planned on instead of the fitted means, or None for these themselves.
     """
 
-    data: ScoreTable
+    data: ScoreTable | Priors
     quality: Fit
     workload: Mapping[str, Any]
     models: Mapping[str, ImageModel] = dataclasses.field(default_factory=dict)
     estimate: Callable[..., Scenario] | None = None
+
+    @property
+    def table(self) -> ScoreTable:
+        """The score table.
+
+        Raises:
+            ConfigError: If there are priors in its place.
+        """
+        if isinstance(self.data, Priors):
+            raise ConfigError(
+                "data: priors are no measurements; this task needs a score table, only plans can do without"
+            )
+        return self.data
 
     @functools.cached_property
     def halves(self) -> tuple[ScoreTable, ScoreTable]:
@@ -46,7 +60,7 @@ class Problem:
         Raises:
             ScoreTableError: If a category has prompts in one half only.
         """
-        return self.data.split()
+        return self.table.split()
 
     @property
     def fit_half(self) -> ScoreTable:
@@ -64,9 +78,14 @@ class Problem:
         return self.quality(self.fit_half)
 
     @functools.cached_property
+    def scores(self) -> QualityModel | PriorQuality:
+        """What the scenario is made of: fitted distributions, or the curves of priors."""
+        return self.data.quality(self.models) if isinstance(self.data, Priors) else self.fitted
+
+    @functools.cached_property
     def whole(self) -> QualityModel:
         """Distributions fitted to all prompts, for what is not replayed."""
-        return self.quality(self.data)
+        return self.quality(self.table)
 
     @functools.cached_property
     def scenario(self) -> Scenario:
@@ -78,14 +97,14 @@ class Problem:
         """
         return self.at()
 
-    def at(self, scores: QualityModel | None = None, **changes: Any) -> Scenario:
+    def at(self, scores: QualityModel | PriorQuality | None = None, **changes: Any) -> Scenario:
         """The planning problem with some of the workload changed.
 
         Args:
             scores: Distributions to take instead of the fitted ones.
             **changes: Values that replace the workload's.
         """
-        scores = scores or self.fitted
+        scores = scores or self.scores
         workload = {**self.workload, **changes}
         if workload.get("memory_limit_gib") is not None:
             needed = {name: getattr(self.models.get(name), "memory_gib", None) for name in scores.models}
@@ -107,7 +126,7 @@ class Problem:
     @functools.cached_property
     def source(self) -> dict[str, Any]:
         """Where the scores come from: device, digest and rows."""
-        return {"device": self.data.device, "digest": self.data.digest(), "rows": len(self.data)}
+        return {"device": self.table.device, "digest": self.table.digest(), "rows": len(self.table)}
 
 
 class Arrivals(Protocol):

@@ -13,14 +13,17 @@ from edgesched.assign import Method, plan_all
 from edgesched.data.writing import json_document, write_json
 from edgesched.equations.bounds import regret, upper_bound
 from edgesched.equations.utility import evaluate
+from edgesched.errors import ArgumentError
 from edgesched.evaluation.replay import Replay, compare, replay
 from edgesched.generation.samples import LiveSamples
+from edgesched.quality.priors import Priors
 from edgesched.report import figures
 from edgesched.report.page import Cell, Page, Section, show
 from edgesched.runs.run import Run
-from edgesched.tasks.pictures import Album, score_figures
+from edgesched.tasks.pictures import Album, named_plan, score_figures
+from edgesched.tasks.prior_plans import plan_from_priors
 from edgesched.tasks.problem import Problem
-from edgesched.types import Plan, Scenario, SearchResult
+from edgesched.types import Scenario, SearchResult
 
 log = logging.getLogger(__name__)
 PUBLISHED_BASELINES = ("direct", "random", "equal_allocation", "optimal_step")
@@ -54,10 +57,14 @@ def schedule(
     Raises:
         EdgeschedError: In one line, for what the user can mend.
     """
-    run.tracker.score_table(problem.data)
+    if isinstance(problem.data, Priors):
+        if samples:
+            raise ArgumentError("samples: data=priors plans before any generation; expected samples=none")
+        return plan_from_priors(run, problem, problem.data.quality(problem.models), methods)
+    run.tracker.score_table(problem.table)
     images = samples.make() if samples else {}
     scenario, quality = problem.scenario, problem.fitted
-    log.info("%d rows from %s; planning with %d methods", len(problem.data), problem.data.device, len(methods))
+    log.info("%d rows from %s; planning with %d methods", len(problem.table), problem.table.device, len(methods))
     results = plan_all(methods, problem.believed, quality)
     outcomes = replay(
         {name: result.plan for name, result in results.items()}, scenario, problem.held, quality.models,
@@ -119,22 +126,6 @@ def _metrics(scenario: Scenario, results: Mapping[str, SearchResult], outcomes: 
         if ours in outcomes
     }
     return {"methods": methods, "gains": gains}
-
-
-def named_plan(
-    plan: Plan, categories: tuple[str, ...], models: tuple[str, ...], method: str, workload: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A plan by names, as an operator would load it."""
-    return {
-        "method": method,
-        "workload": dict(workload),
-        "assignment": {
-            category: {model: float(plan.assignment[0, c, m]) for m, model in enumerate(models)}
-            for c, category in enumerate(categories)
-        },
-        "steps": {model: int(plan.steps[0, m]) for m, model in enumerate(models)},
-        "share": {model: float(plan.share[0, m]) for m, model in enumerate(models)},
-    }
 
 
 def _method_table(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[Cell]]]:
@@ -199,7 +190,7 @@ def _gain_rows(metrics: Mapping[str, Any]) -> list[list[Cell]]:
 
 def _page(problem: Problem, metrics: Mapping[str, Any], plan: Mapping[str, Any], album: Album) -> Page:
     """The page of a schedule run."""
-    table, scenario = problem.data, problem.scenario
+    table, scenario = problem.table, problem.scenario
     best = plan["method"]
     own = metrics["methods"][best]
     ranked = sorted(metrics["methods"].items(), key=lambda item: -item[1]["replay"]["utility"])

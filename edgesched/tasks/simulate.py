@@ -135,7 +135,7 @@ def _page(problem: Problem, metrics: Mapping[str, Any], album: Album) -> Page:
          None if "missed" not in r else f"{100 * r['missed']:.1f} %", f"{100 * max(r['utilisation'].values()):.0f} %"]
         for n, r in sorted(metrics["methods"].items(), key=lambda item: -item[1]["utility"])
     ]  # fmt: skip
-    return Page(stream_facts(problem.data, metrics), [
+    return Page(stream_facts(problem.table, metrics), [
         Section("Requests served under every plan", metrics["words"], columns, rows, album.of("latency"), key="simulate"),
     ])  # fmt: skip
 

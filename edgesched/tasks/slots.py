@@ -122,7 +122,7 @@ def _page(problem: Problem, metrics: Mapping[str, Any], album: Album) -> Page:
         [n, r["utility"], r["quality"], r["mean_s"], r["p95_s"], r["p99_s"], r["backlog_most"], r["mean_steps"], r["planning_ms_a_slot"]]
         for n, r in sorted(metrics["methods"].items(), key=lambda item: -item[1]["utility"])
     ]  # fmt: skip
-    return Page(stream_facts(problem.data, metrics), [
+    return Page(stream_facts(problem.table, metrics), [
         Section("Slot by slot, on held-out prompts", metrics["words"], columns, rows, album.of("slots"), key="slots"),
     ])  # fmt: skip
 
