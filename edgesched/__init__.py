@@ -18,7 +18,7 @@ from edgesched.types import Outcome, Plan, PromptSet, Scenario, SearchResult
 if TYPE_CHECKING:
     from edgesched.quality import QualityModel, fit_quality
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "EdgeschedError",
     "Outcome",

@@ -42,8 +42,8 @@ def variance_table(table: ScoreTable, *, draws: int = 1000, seed: int = 0) -> li
     if len(models) < 2:
         raise ScoreTableError(f"variance table: needs at least two models, got {len(models)}")
     rng = np.random.default_rng(seed)
-    by_category = prompt_scores(table, models, table.steps)
-    scores = [by_category[name].nanmean(1) for name in table.draw_order]
+    found = prompt_scores(table, models, table.steps)
+    scores = [found[name].nanmean(1) for name in table.draw_order]
     mean = torch.cat(scores).nanmean(0)
     best = mean.nan_to_num(-torch.inf).argmax(-1)
     cells = [values[:, torch.arange(len(models)), best] for values in scores]

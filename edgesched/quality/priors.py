@@ -80,19 +80,19 @@ class Priors:
         categories = self._order(by_category)
         curves = {m: {c: found.get(c, found.get(ALL)) for c in categories} for m, found in by_category.items()}
         scores = {m: {c: _scores(m, c, curve, told[m]) for c, curve in own.items()} for m, own in curves.items()}
-        for m, own in scores.items():
+        for name, own in scores.items():
             first = next(iter(own))
             differs = next((c for c in own if set(own[c]) != set(own[first])), None)
             if differs is not None:
                 raise ConfigError(
-                    f"data.curves.{m}: {differs!r} has other step counts than {first!r}; give every category the same"
+                    f"data.curves.{name}: {differs!r} has other step counts than {first!r}; give every category the same"
                 )
         steps = tuple(sorted({k for own in scores.values() for at in own.values() for k in at}))
         mean = torch.full((len(categories), len(names), len(steps)), -torch.inf, dtype=torch.float64)
         for m, model in enumerate(names):
             for c, category in enumerate(categories):
-                for k, score in scores[model][category].items():
-                    mean[c, m, steps.index(k)] = score
+                for count, score in scores[model][category].items():
+                    mean[c, m, steps.index(count)] = score
         return PriorQuality(categories, names, steps, mean, {name: times[name] for name in names}, self.source)
 
     def _by_category(self, model: str) -> dict[str, Mapping[Any, Any]]:

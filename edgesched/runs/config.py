@@ -116,7 +116,7 @@ def check(node: Any, path: str = "") -> None:
     for name in node:  # as it stands: step counts are keys that are numbers
         inner = node._get_node(name)  # values that refer to a missing one are not checked, but said when they are built
         if isinstance(inner, (DictConfig, ListConfig)) and not inner._is_interpolation():
-            check(inner, f"{path}.{name}" if path else str(name))
+            check(inner, f"{path}.{name!s}" if path else str(name))
 
 
 def _nodes(node: Any) -> Iterator[Any]:
