@@ -10,6 +10,7 @@ need not be good, but it has to be honest: utility as :func:`edgesched.evaluate`
 from __future__ import annotations
 
 import time
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 import edgesched as es
 from edgesched.errors import ArgumentError
 
+T = TypeVar("T", es.Plan, es.Outcome)
 _RECORDED = 50
 
 
@@ -25,8 +27,9 @@ def hill_climb(
 ) -> es.SearchResult:
     """Change one thing at random, give the models their best shares, and keep what is better.
 
-    A change sends one category to another model, or runs one model at another step count. While a plan is not feasible,
-    a change is kept if it does not take longer: feasible first, better after.
+    A change sends one category to another model, or runs one model at another step count, or does both. While a plan is
+    not feasible, a change is kept if it does not take longer: feasible first, better after. It ends where no change of
+    this kind helps, which need not be the optimum.
 
     Args:
         scenario: Batch of B scenarios, any latency model and constraints.
@@ -57,20 +60,15 @@ def hill_climb(
     for i in range(iterations):
         tried, steps = plan.assignment.clone(), plan.steps.clone()
         model = torch.randint(m, (b,), generator=generator)
-        if assignment is None and i % 2 == 0:
+        if assignment is None and i % 3 < 2:
             category = torch.randint(c, (b,), generator=generator)
             tried[rows, category] = torch.nn.functional.one_hot(model, m).to(tried)
-        else:
+        if assignment is not None or i % 3 > 0:
             steps[rows, model] = scenario.steps[torch.randint(k, (b,), generator=generator)]
         other = es.Plan(tried, steps, es.best_share(scenario, tried, steps))
         found = es.evaluate(scenario, other)
         better = (found.utility > now.utility) | (~now.feasible & (found.latency_s <= now.latency_s))
-        plan = es.Plan(
-            torch.where(better[:, None, None], other.assignment, plan.assignment),
-            torch.where(better[:, None], other.steps, plan.steps),
-            torch.where(better[:, None], other.share, plan.share),
-        )
-        now = es.evaluate(scenario, plan)
+        plan, now = _taken(better, other, plan), _taken(better, found, now)
         if i % max(1, iterations // _RECORDED) == 0 or i == iterations - 1:
             history.append(now.utility)
     bound = es.upper_bound(scenario, assignment)
@@ -78,6 +76,12 @@ def hill_climb(
     elapsed = time.perf_counter() - started
     return es.SearchResult("hill_climb", plan, now.utility, bound, gap, now.feasible, torch.stack(history),
                            iterations * b, elapsed)  # fmt: skip
+
+
+def _taken(better: Tensor, new: T, old: T) -> T:
+    """The new plan or outcome where it is better, shape (B,), and the old one elsewhere."""
+    pairs = zip(vars(new).values(), vars(old).values(), strict=True)
+    return type(new)(*(torch.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
 
 def _quickest(scenario: es.Scenario, assignment: Tensor | None) -> es.Plan:
