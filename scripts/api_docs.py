@@ -20,6 +20,8 @@ def modules() -> list[str]:
 def write(folder: Path) -> list[str]:
     """Write a page for every module, with an index and a search box, and return the modules' names."""
     names = modules()
+    for name in edgesched.__all__:  # pdoc does not ask for what is imported on demand
+        vars(edgesched).setdefault(name, getattr(edgesched, name))
     pdoc.render.configure(docformat="google", footer_text=f"edgesched {edgesched.__version__}")
     with warnings.catch_warnings():  # a package brings the modules that its __all__ does not leave out
         warnings.filterwarnings("ignore", message="The module specification .* has already been added")

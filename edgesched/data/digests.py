@@ -66,20 +66,18 @@ def _files(folder: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def settings_of(component: Any, base: type = object) -> dict[str, Any]:
+def settings_of(component: Any) -> dict[str, Any]:
     """Class, settings and the content of the local folder of a model or a score, as plain JSON.
 
     Args:
         component: Its ``settings()`` is asked where it has one; else the constructor's arguments that it keeps by name
             count.
-        base: Count the arguments of this class and its own bases, not those that a class derived from it adds.
     """
     kind = type(component)
     if callable(getattr(component, "settings", None)):
         found = dict(component.settings())
     else:
-        kinds = kind.__mro__ if base is object else base.__mro__
-        names = {n for k in kinds if "__init__" in vars(k) for n in inspect.signature(k).parameters}
+        names = {n for k in kind.__mro__ if "__init__" in vars(k) for n in inspect.signature(k).parameters}
         found = {n: vars(component)[n] for n in sorted(names) if n in vars(component)}
         found |= {n: getattr(component, n) for n in ("path", "revision") if hasattr(component, n)}
     found = {"class": f"{kind.__module__}.{kind.__qualname__}"} | found

@@ -25,10 +25,10 @@ from edgesched.data.digests import json_text, settings_of, text_digest
 from edgesched.data.table import ScoreTable
 from edgesched.data.writing import json_document, write_bytes
 from edgesched.errors import CampaignError, ModelError, reason
-from edgesched.generation.diffusion import DiffusionModel, image_seed
 from edgesched.generation.jobs import Generation, Job, predict
 from edgesched.generation.scores import SampleScore
 from edgesched.generation.shards import SETTINGS, TEXT, CampaignFolder, Kept
+from edgesched.protocols import ImageModel
 from edgesched.types import PromptSet
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def device_name(device: torch.device) -> str:
 
 def run_campaign(
     prompts: PromptSet,
-    models: Mapping[str, DiffusionModel],
+    models: Mapping[str, ImageModel],
     scorers: Mapping[str, SampleScore],
     *,
     steps: Sequence[int],
@@ -119,7 +119,7 @@ def run_campaign(
         raise CampaignError(f"campaign: no model may run any of the step counts {counts}")
     processes = _processes(devices)
     if accelerator == "cpu":  # before settings are read: the dtype depends on the device
-        parts: tuple[DiffusionModel | SampleScore, ...] = (*models.values(), *scorers.values())
+        parts: tuple[ImageModel | SampleScore, ...] = (*models.values(), *scorers.values())
         for part in parts:
             part.place(torch.device("cpu"))
     made_by = _made_by(models, scorers)
@@ -186,7 +186,7 @@ def _processes(devices: int | str) -> int:
 
 
 def _made_by(
-    models: Mapping[str, DiffusionModel], scorers: Mapping[str, SampleScore]
+    models: Mapping[str, ImageModel], scorers: Mapping[str, SampleScore]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Whatever changes an image, by model, and its score, by score: classes, arguments, and content of folders."""
     made: dict[str, dict[str, Any]] = {}
@@ -194,7 +194,7 @@ def _made_by(
     name = ""
     try:
         for name, model in models.items():
-            told = settings_of(model, DiffusionModel) | {"dtype": str(model.dtype)}
+            told = settings_of(model)
             made[name] = {key: value for key, value in told.items() if key not in _NOT_OF_AN_IMAGE}
         for name, scorer in scorers.items():
             scored[name] = {key: value for key, value in settings_of(scorer).items() if key != "device"}
@@ -205,7 +205,7 @@ def _made_by(
 
 def _jobs(
     prompts: PromptSet,
-    models: Mapping[str, DiffusionModel],
+    models: Mapping[str, ImageModel],
     counts: Sequence[int],
     seeds: int,
     batch_size: int,
@@ -225,7 +225,7 @@ def _jobs(
 
 def _timing(
     folder: CampaignFolder,
-    models: Mapping[str, DiffusionModel],
+    models: Mapping[str, ImageModel],
     made_by: Mapping[str, Mapping[str, Any]],
     counts: Sequence[int],
     batches: Sequence[int],
@@ -264,7 +264,7 @@ def _timing(
                               "settings": settings[name]})  # fmt: skip
 
 
-def _timed(model: DiffusionModel, steps: int, batch: int, repeats: int) -> tuple[float, int]:
+def _timed(model: ImageModel, steps: int, batch: int, repeats: int) -> tuple[float, int]:
     """Seconds per image, and the batch that they were measured at: the largest half that memory holds."""
     while True:
         try:
@@ -287,7 +287,7 @@ def _git_commit() -> str | None:
 def _assemble(
     folder: CampaignFolder,
     prompts: PromptSet,
-    models: Mapping[str, DiffusionModel],
+    models: Mapping[str, ImageModel],
     scorers: Mapping[str, SampleScore],
     made_by: tuple[Mapping[str, Any], Mapping[str, Any]],
     batch_size: int,
@@ -316,7 +316,7 @@ def _assemble(
         of_all = {"models": {name: settings[name] for name in names}, "scores": dict(made_by[1])}
         manifest = {
             "device": "; ".join(devices),
-            "dtype": str(settings[names[0]]["dtype"]).removeprefix("torch."),
+            "dtype": str(settings[names[0]].get("dtype", "unknown")).removeprefix("torch."),
             "libraries": {name: metadata.version(name) for name in LIBRARIES},
             "git_commit": _git_commit(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -338,7 +338,7 @@ def _assemble(
 def _missing(
     table: ScoreTable | None,
     refusals: Mapping[tuple[str, int], str],
-    models: Mapping[str, DiffusionModel],
+    models: Mapping[str, ImageModel],
     counts: Sequence[int],
     seeds: int,
 ) -> dict[tuple[str, int], str]:
@@ -382,8 +382,3 @@ def _complete(
     frame = pd.concat(parts, ignore_index=True).drop(columns=TEXT)
     frame.insert(1, "category", frame["prompt_id"].map(categories))
     return frame
-
-
-def sample_grid(model: DiffusionModel, prompts: PromptSet, steps: int, seed: int = 0) -> np.ndarray:
-    """One image of each prompt, shape (prompts, height, width, 3), uint8."""
-    return model.generate(prompts.texts, steps, [image_seed(pid, seed) for pid in prompts.ids])

@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import inspect
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from edgesched.errors import ModelError
+from edgesched.protocols import ImageModel
 
 log = logging.getLogger(__name__)
 _PACKAGE = "package:"
@@ -90,7 +90,7 @@ def image_seed(prompt_id: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{prompt_id}/{seed}".encode()).digest()[:7], "big")
 
 
-class DiffusionModel:
+class DiffusionModel(ImageModel):
     """A text-to-image pipeline and what planning has to know of it.
 
     Args:
@@ -221,9 +221,14 @@ class DiffusionModel:
         """Drop the text embeddings kept so far: the next prompt is encoded anew, as one never seen is."""
         self._prompts.clear()
 
-    def allows(self, steps: int) -> bool:
-        """Whether the model may run this step count."""
-        return self.steps is None or steps in self.steps
+    def settings(self) -> dict[str, Any]:
+        """Arguments of this class that images depend on, with the dtype of the device that they are made on.
+
+        What a class derived from it adds does not count, unless it says so.
+        """
+        names = inspect.signature(DiffusionModel.__init__).parameters
+        found = {name: vars(self)[name] for name in sorted(names) if name in vars(self)}
+        return found | {"dtype": str(self.dtype)}
 
     def truncates(self, text: str) -> bool:
         """Whether a prompt is longer than the token limit of every text encoder of the pipeline."""
@@ -350,21 +355,3 @@ class DiffusionModel:
             raise ModelError(f"{self.path}: images of shape {tuple(images.shape)} from {float(images.min()):g} to "
                              f"{float(images.max()):g}; expected 3 channels from 0 to 1")  # fmt: skip
         return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-    def seconds_per_image(self, steps: int, batch_size: int, repeats: int = 5) -> float:
-        """Median measured seconds per image, text encoding counted, over synchronised repeats after a warm-up."""
-        texts = ["a red circle"] * batch_size
-        times = []
-        for i in range(repeats + 1):
-            self.forget_prompts()
-            self._synchronise()
-            start = time.perf_counter()
-            self.generate(texts, steps, list(range(batch_size)))
-            self._synchronise()
-            if i:
-                times.append((time.perf_counter() - start) / batch_size)
-        return float(np.median(times))
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

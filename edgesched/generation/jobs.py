@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 
 from edgesched.data.digests import text_digest
 from edgesched.errors import CampaignError, ModelError, reason
-from edgesched.generation.diffusion import DiffusionModel, image_seed
+from edgesched.generation.diffusion import image_seed
 from edgesched.generation.scores import SampleScore
 from edgesched.generation.shards import TEXT, CampaignFolder
+from edgesched.protocols import ImageModel
 from edgesched.types import PromptSet
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Generation(L.LightningModule):
     def __init__(
         self,
         prompts: PromptSet,
-        models: Mapping[str, DiffusionModel],
+        models: Mapping[str, ImageModel],
         scorers: Mapping[str, SampleScore],
         jobs: Sequence[Job],
         folder: CampaignFolder,
@@ -77,7 +78,7 @@ class Generation(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Bring models and scores to the device of this process."""
-        parts: tuple[DiffusionModel | SampleScore, ...] = (*self.models.values(), *self.scorers[0].values())
+        parts: tuple[ImageModel | SampleScore, ...] = (*self.models.values(), *self.scorers[0].values())
         for part in parts:
             part.place(self.device)
         self._worker = ThreadPoolExecutor(1, "scoring")
@@ -260,7 +261,7 @@ def _finite(scores: torch.Tensor, images: int) -> list[float]:
     return [float(value) for value in values.tolist()]
 
 
-def _generated(job: Job, prompts: PromptSet, model: DiffusionModel) -> Iterator[tuple[Rows, np.ndarray]]:
+def _generated(job: Job, prompts: PromptSet, model: ImageModel) -> Iterator[tuple[Rows, np.ndarray]]:
     """Images of one job, halved as often as memory demands."""
     waiting = [job.rows]
     while waiting:
