@@ -17,7 +17,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from edgesched.generation.campaign import device_name, run_campaign
-from edgesched.generation.diffusion import image_seed
+from edgesched.generation.diffusion import DiffusionModel, image_seed
 from edgesched.generation.scores import CLIPScore
 from edgesched.micro.world import prompt_set
 
@@ -25,7 +25,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 PROMPTS, STEPS, SEEDS, BATCH, ROUNDS = prompt_set(8), [1, 4, 14], 2, 64, 3
 
 
-def plain_loop(model, scorer):
+def plain_loop(model: DiffusionModel, scorer: CLIPScore) -> float:
     """Images a second, one image at a time."""
     start = time.perf_counter()
     for pid, text, _ in PROMPTS:
@@ -38,9 +38,9 @@ def plain_loop(model, scorer):
     return len(PROMPTS) * len(STEPS) * SEEDS / (time.perf_counter() - start)
 
 
-def main(name):
+def main(name: str) -> None:
     """Measure both in turn and print their speeds and ratio."""
-    model = instantiate(OmegaConf.load(CONF / "model" / f"{name}.yaml")[name])
+    model = instantiate(OmegaConf.select(OmegaConf.load(CONF / "model" / f"{name}.yaml"), name))
     scorer = CLIPScore("package:micro/weights/judge")
     plain, campaign = [], []
     for _ in range(ROUNDS):

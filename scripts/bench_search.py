@@ -24,7 +24,9 @@ import platform
 import statistics
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import search_peers as peers
@@ -33,17 +35,27 @@ from bench_search_figures import draw
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
+from torch import Tensor
 
 import edgesched as es
 from edgesched.equations.bounds import regret
 
+T = TypeVar("T")
+Tell = Callable[[str], None]
 CLOSE = 1e-3
 CONFIDENCE = 0.99
 SECTIONS = ("ratios", "joint", "single", "peers", "scaling", "many")
 COMPILES = "compile" in inspect.signature(es.search.anneal).parameters
 
 
-def anneal(scenario, assignment=None, chains=64, iterations=1000, seed=0, compiled=None):
+def anneal(
+    scenario: es.Scenario,
+    assignment: Tensor | None = None,
+    chains: int = 64,
+    iterations: int = 1000,
+    seed: int = 0,
+    compiled: bool | None = None,
+) -> es.SearchResult:
     """Our annealing; ``compiled`` is left out where this version cannot choose."""
     if COMPILES:
         return es.search.anneal(scenario, assignment=assignment, chains=chains, iterations=iterations, seed=seed,
@@ -51,28 +63,28 @@ def anneal(scenario, assignment=None, chains=64, iterations=1000, seed=0, compil
     return es.search.anneal(scenario, assignment=assignment, chains=chains, iterations=iterations, seed=seed)
 
 
-def drawn_assignment(scenario, seed=0):
+def drawn_assignment(scenario: es.Scenario, seed: int = 0) -> Tensor:
     """Assignments that prefer some models: cubes of uniform numbers, rows made to sum to 1."""
     uniform = torch.rand(scenario.shape[1:3], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     rows = (uniform**3 + 1e-6).expand(scenario.shape[:3])
     return rows / rows.sum(-1, keepdim=True)
 
 
-def timed(work):
+def timed(work: Callable[..., T]) -> tuple[T, float]:
     """Result and seconds of a call."""
     started = time.perf_counter()
     result = work()
     return result, time.perf_counter() - started
 
 
-def peak_gib(work):
+def peak_gib(work: Callable[..., T]) -> tuple[T, float, float]:
     """Result, seconds, and how far resident memory rose during a call, sampled every 5 ms."""
     page, most, done = os.sysconf("SC_PAGE_SIZE"), [0], threading.Event()
 
-    def resident():
+    def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * page if Path("/proc/self/statm").exists() else 0
 
-    def watch():
+    def watch() -> None:
         while not done.wait(0.005):
             most[0] = max(most[0], resident())
 
@@ -85,12 +97,12 @@ def peak_gib(work):
     return result, seconds, max(most[0] - before, 0) / 2**30
 
 
-def distance(best, utility):
+def distance(best: Tensor, utility: Tensor) -> Tensor:
     """(best − utility) / max(|best|, 1)."""
     return (best - utility) / best.abs().clamp(min=1)
 
 
-def ratios(quick, tell):
+def ratios(quick: bool, tell: Tell) -> dict[str, Any]:
     """Speed of the annealing step, and of annealing against scipy."""
     batch, chains, iterations = (8, 64, 50) if quick else (64, 1024, 3000)
     scenario = es.Scenario.random(batch, seed=1)
@@ -104,11 +116,11 @@ def ratios(quick, tell):
     instances = [peers.Instance.of(scenario, b, given) for b in range(batch)]
     speed["numba"] = peers.numba_speed(instances, chains // 16, iterations)
     exact = es.search.exact(scenario, assignment=given).utility
-    ours = None
+    ours: dict[str, Any] = {}
     for size, count in ((8, 100), (16, 200), (32, 300), (64, 500), (64, 1000), (128, 2000), (256, 4000)):
-        runs = [timed(lambda s=size, c=count: anneal(scenario, given, s, c)) for _ in range(3)]
-        worst = max(float(distance(exact, r.utility).max()) for r, _ in runs)
-        seconds = min(r.elapsed_s for r, _ in runs)
+        tries = [anneal(scenario, given, size, count) for _ in range(3)]
+        worst = max(float(distance(exact, r.utility).max()) for r in tries)
+        seconds = min(r.elapsed_s for r in tries)
         ours = {"chains": size, "iterations": count, "seconds": seconds, "gap_worst": worst}
         if worst <= 1e-4:
             break
@@ -129,7 +141,7 @@ def ratios(quick, tell):
     }
 
 
-def joint(quick, tell):
+def joint(quick: bool, tell: Tell) -> dict[str, Any]:
     """Annealing by itself on the joint problem, against three bounds: reported, plain dual, and as far as proven."""
     batch, chains, iterations = (6, 16, 300) if quick else (256, 64, 4000)
     scenario = es.Scenario.random(batch, categories=16, models=8, steps=50)
@@ -140,7 +152,7 @@ def joint(quick, tell):
     plain = es.upper_bound(scenario, nodes=1)
     climbed = es.search.coordinate(scenario)
 
-    def against(bound, utility):
+    def against(bound: Tensor, utility: Tensor) -> dict[str, float]:
         lost = distance(bound, utility)
         return {"gap_median": float(lost.median()), "gap_worst": float(lost.max()),
                 "regret_median": float(regret(scenario, bound, utility).median())}  # fmt: skip
@@ -158,11 +170,11 @@ def joint(quick, tell):
     }
 
 
-def single(quick, tell):
+def single(quick: bool, tell: Tell) -> dict[str, Any]:
     """es.solve on one scenario at a time, warm, joint and with the assignment given."""
     count, repeats, budget = (1, 3, 3.0) if quick else (4, 20, 60.0)
     scenarios = es.Scenario.random(count, categories=16, models=8, steps=50, seed=7)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for b in range(count):
         one = scenarios[b]
         es.solve(one)
@@ -192,7 +204,7 @@ def single(quick, tell):
     }  # fmt: skip
 
 
-def _best_of_all(one, seconds):
+def _best_of_all(one: es.Scenario, seconds: float) -> tuple[Tensor, str]:
     """Best utility that any method finds for one scenario within about ``seconds``, and whose it is."""
     tries = {
         "branch": lambda: es.search.branch(one, nodes=1_000_000, tolerance=0.0, max_seconds=seconds / 3),
@@ -201,30 +213,34 @@ def _best_of_all(one, seconds):
         "tree": lambda: es.search.tree(one, iterations=600),
         "anneal": lambda: anneal(one, None, 256, 2000),
     }
-    started, best, by = time.perf_counter(), None, ""
+    started, by = time.perf_counter(), ""
+    best: Tensor | None = None
     for name, work in tries.items():
         if best is not None and time.perf_counter() - started > seconds:
             break
         utility = work().utility
         if best is None or bool(utility > best + 1e-9):
             best, by = utility, name
+    assert best is not None
     return best, by
 
 
-def ours(name, scenario, given, seed=0):
+def ours(name: str, scenario: es.Scenario, given: Tensor | None, seed: int = 0) -> es.SearchResult:
     """One of our methods at its defaults."""
     if name == "anneal":
         return anneal(scenario, given, seed=seed)
-    return getattr(es, name)(scenario, assignment=given, seed=seed) if name == "solve" else getattr(es.search, name)(
-        scenario, assignment=given, seed=seed)  # fmt: skip
+    search = getattr(es.search, name)
+    found: es.SearchResult = search(scenario, assignment=given, seed=seed)
+    return found
 
 
 OURS = ("solve", "exact", "branch", "coordinate", "relax", "anneal", "tree", "random_search")
 
 
-def compare(quick, tell):
+def compare(quick: bool, tell: Tell) -> dict[str, Any]:
     """Every method and peer on the same scenarios."""
     batches = (1, 4, 16) if quick else (1, 64, 4096)
+    sizes: dict[str, dict[str, Any]]
     sizes = {"given": {"categories": 4, "models": 3}, "joint": {"categories": 16, "models": 8}}
     if quick:
         sizes["joint"] = {"categories": 6, "models": 4, "steps": 20}
@@ -245,14 +261,22 @@ def compare(quick, tell):
     return {"batches": batches, "rows": table, "curves": _curves(quick)}
 
 
-def _part(given, rows):
+def _part(given: Tensor | None, rows: slice) -> Tensor | None:
     return None if given is None else given[rows]
 
 
-def _row(problem, name, scenario, given, batches, best, limit):
+def _row(
+    problem: str,
+    name: str,
+    scenario: es.Scenario,
+    given: Tensor | None,
+    batches: Sequence[int],
+    best: Tensor,
+    limit: float,
+) -> dict[str, Any]:
     """Times at every batch, gaps at the middle one."""
     one = [timed(lambda b=b: ours(name, scenario[b], _part(given, slice(b, b + 1)))) for b in (0, 0, 1, 2)][1:]
-    seconds = [statistics.median(s for _, s in one)]
+    seconds: list[float | None] = [statistics.median(s for _, s in one)]
     middle = slice(0, batches[1])
     result, wall, memory = peak_gib(lambda: ours(name, scenario[middle], _part(given, middle)))
     seconds.append(wall / batches[1])
@@ -265,7 +289,15 @@ def _row(problem, name, scenario, given, batches, best, limit):
     return _filled(problem, name, seconds, lost.numpy(), result.proposals / max(result.elapsed_s, 1e-9), memory)
 
 
-def _peer_row(problem, work, scenario, given, best, count, quick):
+def _peer_row(
+    problem: str,
+    work: Callable[..., Any],
+    scenario: es.Scenario,
+    given: Tensor | None,
+    best: Tensor,
+    count: int,
+    quick: bool,
+) -> dict[str, Any]:
     """A peer on ``count`` scenarios, one after the other, which is all it can do."""
     instances = [peers.Instance.of(scenario, b, given) for b in range(count)]
     if work is peers.numba_loop:
@@ -286,8 +318,12 @@ def _peer_row(problem, work, scenario, given, best, count, quick):
     return _filled(problem, work.__name__, [each] * 3, np.array(lost), proposals / sum(times), memory)
 
 
-def _filled(problem, name, seconds, lost, speed, memory):
+def _filled(
+    problem: str, name: str, seconds: Sequence[float | None], lost: np.ndarray, speed: float, memory: float
+) -> dict[str, Any]:
     hit = float((lost <= CLOSE).mean())
+    first = seconds[0]
+    assert first is not None
     runs = math.inf if hit == 0 else 1.0 if hit >= CONFIDENCE else math.log(1 - CONFIDENCE) / math.log(1 - hit)
     return {
         "problem": problem,
@@ -296,15 +332,15 @@ def _filled(problem, name, seconds, lost, speed, memory):
         "gap_median": float(np.median(lost)),
         "gap_worst": float(lost.max()),
         "within_0.1_percent": hit,
-        "seconds_to_0.1_percent": seconds[0] * max(runs, 1.0) if math.isfinite(runs) else None,
+        "seconds_to_0.1_percent": first * max(runs, 1.0) if math.isfinite(runs) else None,
         "proposals_per_s": speed,
         "peak_gib": memory,
     }
 
 
-def _curves(quick):
+def _curves(quick: bool) -> dict[str, list[tuple[float, float]]]:
     """Gap against seconds a scenario as each method is given more, joint problem, batch 16."""
-    size = {"categories": 6, "models": 4, "steps": 20} if quick else {"categories": 16, "models": 8}
+    size: dict[str, Any] = {"categories": 6, "models": 4, "steps": 20} if quick else {"categories": 16, "models": 8}
     scenario = es.Scenario.random(2 if quick else 16, **size, seed=5)
     best = es.search.branch(scenario, nodes=2000, tolerance=0.0).utility
     efforts = (1, 2) if quick else (1, 2, 4, 8, 16)
@@ -326,24 +362,25 @@ def _curves(quick):
     return curves
 
 
-def scaling(quick, tell):
+def scaling(quick: bool, tell: Tell) -> dict[str, Any]:
     """Seconds a scenario as one size grows, the others at C = 16, M = 8, K = 50, batch 16, and the exponent of growth."""
+    grids: dict[str, tuple[int, ...]]
     grids = {"models": (3, 8, 32), "categories": (4, 16, 64), "steps": (10, 50, 200), "batch": (1, 64, 1024),
              "chains": (32, 128, 512)}  # fmt: skip
     base = {"batch": 16, "categories": 16, "models": 8, "steps": 50}
     if quick:
         grids = {"models": (2, 4), "batch": (1, 4)}
         base = {"batch": 2, "categories": 4, "models": 3, "steps": 10}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for axis, values in grids.items():
         for name in ("anneal",) if axis == "chains" else ("coordinate", "solve", "anneal"):
             points = []
             for value in values:
-                size = {**base, axis: value}
+                size: dict[str, Any] = {**base, axis: value}
                 chains = size.pop("chains", 32)
                 scenario = es.Scenario.random(size.pop("batch"), **size, seed=2)
 
-                def work(name=name, scenario=scenario, chains=chains):
+                def work(name: str = name, scenario: es.Scenario = scenario, chains: int = chains) -> es.SearchResult:
                     return anneal(scenario, None, chains, 200) if name == "anneal" else ours(name, scenario, None)
 
                 work()
@@ -356,15 +393,15 @@ def scaling(quick, tell):
     return found
 
 
-def many(quick, tell, device):
+def many(quick: bool, tell: Tell, device: torch.device) -> dict[str, Any]:
     """Speed and quality at sizes that fill a device."""
     gpu = device.type == "cuda"
     speed = {}
     for batch in (8,) if quick else (64, 1024, 8192) if gpu else (64, 256):
         scenario = es.Scenario.random(batch, seed=1).to(device)
-        given, iterations = drawn_assignment(scenario), 48 if quick else 2000
-        anneal(scenario, given, 1024, 48, compiled=True)
-        runs = [anneal(scenario, given, 1024, iterations, seed=i, compiled=True) for i in range(1 if quick else 3)]
+        routed, iterations = drawn_assignment(scenario), 48 if quick else 2000
+        anneal(scenario, routed, 1024, 48, compiled=True)
+        runs = [anneal(scenario, routed, 1024, iterations, seed=i, compiled=True) for i in range(1 if quick else 3)]
         speed[batch * 1024] = max(r.proposals / r.elapsed_s for r in runs)
         tell(f"{batch * 1024} chains: {speed[batch * 1024]:.3g} proposals/s")
     found = {}
@@ -393,7 +430,7 @@ def many(quick, tell, device):
     return {"device": torch.cuda.get_device_name(device) if gpu else "CPU", "proposals_per_s": speed, **found}
 
 
-def show(console, results):
+def show(console: Console, results: Mapping[str, Any]) -> None:
     """Print what was measured."""
     for name in ("ratios", "joint", "single", "many"):
         if name in results:
@@ -428,7 +465,7 @@ def show(console, results):
         console.print(table)
 
 
-def main():
+def main() -> None:
     """Run the sections asked for, print, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="small sizes, for a test")

@@ -1,5 +1,10 @@
 """Figures of bench_search.py: gap against time, and how cost grows. Okabe and Ito's colours, and a marker each."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from edgesched.report.figures import COLOURS, FIGURE_DPI, plain_log
@@ -8,7 +13,7 @@ _FLOOR = 1e-9
 MARKERS = "osD^vPX*<>hd"
 
 
-def draw(results, folder):
+def draw(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write PNG and SVG of what was measured into a folder; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     figures = {}
@@ -22,13 +27,13 @@ def draw(results, folder):
     return paths
 
 
-def _clean(ax):
+def _clean(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
     ax.set_axisbelow(True)
 
 
-def gap_against_time(peers):
+def gap_against_time(peers: Mapping[str, Any]) -> Figure:
     """One panel per problem: every method once; and the curves of methods given more and more."""
     figure = Figure(figsize=(12, 4), layout="constrained")
     axes = figure.subplots(1, 3)
@@ -67,7 +72,7 @@ def gap_against_time(peers):
     return figure
 
 
-def growth(scaling):
+def growth(scaling: Mapping[str, Any]) -> Figure:
     """One panel per size that grows."""
     figure = Figure(figsize=(3.2 * len(scaling), 3.2), layout="constrained")
     axes = figure.subplots(1, len(scaling), squeeze=False)[0]

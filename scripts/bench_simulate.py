@@ -19,7 +19,7 @@ from edgesched.streams.queues import simpy_latency, simulate
 PLANS = 8
 
 
-def main():
+def main() -> None:
     """Simulate, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=1_000_000)

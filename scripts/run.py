@@ -7,6 +7,7 @@ import traceback
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -112,7 +113,7 @@ def composes(arguments: list[str]) -> None:
 
 def unknown_key(key: str, cfg: DictConfig) -> str:
     """Say which part of a dotted key is unknown, and what is nearest to it."""
-    node = cfg
+    node: Any = cfg
     parts = key.split(".")
     for i, part in enumerate(parts):
         names = [str(name) for name in node] if isinstance(node, DictConfig) else []

@@ -8,12 +8,16 @@ mixed assignments, which only ours and the integer program use.
 import math
 import random
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from edgesched.equations.utility import quality_by_step
 from edgesched.search._result import checked_assignment
+from edgesched.types import Scenario
 
 
 @dataclass(frozen=True)
@@ -28,32 +32,33 @@ class Instance:
     load: np.ndarray | None
 
     @classmethod
-    def of(cls, scenario, b, assignment=None):
+    def of(cls, scenario: Scenario, b: int, assignment: Tensor | None = None) -> "Instance":
         """Scenario ``b`` of a batch."""
         service = scenario.overhead_s[b, :, None] + scenario.step_time_s[b, :, None] * scenario.steps
         gain = load = None
         if assignment is not None:
             one = scenario[b]
             given = checked_assignment(one, assignment[b : b + 1])
+            assert given is not None
             gain = quality_by_step(one, given)[0].numpy()
             load = (one.demand[..., None] * given).sum(1)[0].numpy()
         return cls(scenario.quality[b].numpy(), service.sqrt().numpy(), scenario.demand[b].numpy(),
                    float(scenario.latency_weight[b]), gain, load)  # fmt: skip
 
-    def utility(self, steps, models):
+    def utility(self, steps: np.ndarray, models: np.ndarray) -> float:
         """Utility of step positions (M,) and, where the assignment is free, models of categories (C,)."""
         total = self.demand.sum()
         every = np.arange(len(steps))
-        if self.gain is not None:
+        if self.gain is not None and self.load is not None:
             cost = (self.load * self.root[every, steps]).sum()
-            return (self.gain[every, steps].sum() - self.weight * cost**2) / total
+            return float((self.gain[every, steps].sum() - self.weight * cost**2) / total)
         chosen = steps[models]
         gain = (self.demand * self.quality[np.arange(len(models)), models, chosen]).sum()
         cost = (self.demand * self.root[models, chosen]).sum()
-        return (gain - self.weight * cost**2) / total
+        return float((gain - self.weight * cost**2) / total)
 
 
-def dual_annealing(instance, seed, scale=1000):
+def dual_annealing(instance: Instance, seed: int, scale: int = 1000) -> tuple[float, int]:
     """``scipy.optimize.dual_annealing`` at its defaults over rounded variables; utility, evaluations."""
     from scipy.optimize import dual_annealing as solve
 
@@ -61,7 +66,7 @@ def dual_annealing(instance, seed, scale=1000):
     categories = 0 if instance.gain is not None else len(instance.demand)
     bounds = [(0, k - 1e-9)] * m + [(0, m - 1e-9)] * categories
 
-    def lost(x):
+    def lost(x: np.ndarray) -> float:
         whole = x.astype(np.int64)
         return -instance.utility(whole[:m], whole[m:])
 
@@ -69,7 +74,7 @@ def dual_annealing(instance, seed, scale=1000):
     return -float(found.fun), int(found.nfev)
 
 
-def simanneal(instance, seed, scale=20_000):
+def simanneal(instance: Instance, seed: int, scale: int = 20_000) -> tuple[float, int]:
     """``simanneal.Annealer`` with the moves of our annealing; temperatures from its own ``auto`` would double the time."""
     from simanneal import Annealer
 
@@ -81,13 +86,13 @@ def simanneal(instance, seed, scale=20_000):
         copy_strategy = "method"
         steps, updates, Tmax, Tmin = scale, 0, 5.0, 5e-4
 
-        def move(self):
+        def move(self) -> None:
             if joint and rng.random() < 0.5:
                 self.state[m + rng.randrange(c)] = rng.randrange(m)
             else:
                 self.state[rng.randrange(m)] = rng.randrange(k)
 
-        def energy(self):
+        def energy(self) -> float:
             return -instance.utility(self.state[:m], self.state[m:])
 
     random.seed(seed)
@@ -96,17 +101,26 @@ def simanneal(instance, seed, scale=20_000):
     return -float(energy), scale
 
 
-_compiled = {}
+_compiled: dict[str, Callable[..., float]] = {}
 
 
-def _loops():
+def _loops() -> dict[str, Callable[..., float]]:
     """Compile the loops once; numba is an optional extra."""
     if _compiled:
         return _compiled
     import numba
 
     @numba.njit(cache=False, fastmath=True)
-    def given(gain, cost, weight, chains, iterations, seed, hot, cold):
+    def given(
+        gain: np.ndarray,
+        cost: np.ndarray,
+        weight: float,
+        chains: int,
+        iterations: int,
+        seed: int,
+        hot: float,
+        cold: float,
+    ) -> float:
         np.random.seed(seed)
         m, k = gain.shape
         top = -1e300
@@ -133,13 +147,14 @@ def _loops():
         return top
 
     @numba.njit(cache=False, fastmath=True)
-    def joint(quality, root, demand, weight, chains, iterations, seed, hot, cold):
+    def joint(quality: np.ndarray, root: np.ndarray, demand: np.ndarray, weight: float, chains: int, iterations: int,
+              seed: int, hot: float, cold: float) -> float:  # fmt: skip
         np.random.seed(seed)
         c, m, k = quality.shape
         top = -1e300
         for _ in range(chains):
-            state = np.random.randint(0, k, m)
-            models = np.random.randint(0, m, c)
+            state: Any = np.random.randint(0, k, m)
+            models: Any = np.random.randint(0, m, c)
             gain = load = 0.0
             for i in range(c):
                 gain += demand[i] * quality[i, models[i], state[models[i]]]
@@ -177,10 +192,10 @@ def _loops():
     return _compiled
 
 
-def numba_loop(instance, seed, scale=20_000, chains=4):
+def numba_loop(instance: Instance, seed: int, scale: int = 20_000, chains: int = 4) -> tuple[float, int]:
     """The same annealing as a plain loop, one thread; utility, proposals."""
     loops, total = _loops(), instance.demand.sum()
-    if instance.gain is not None:
+    if instance.gain is not None and instance.load is not None:
         cost = instance.load[:, None] * instance.root
         top = loops["given"](instance.gain, cost, instance.weight, chains, scale, seed, 5 * total, 5e-4 * total)
     else:
@@ -189,7 +204,7 @@ def numba_loop(instance, seed, scale=20_000, chains=4):
     return float(top / total), chains * scale
 
 
-def numba_speed(instances, chains, iterations):
+def numba_speed(instances: Sequence[Instance], chains: int, iterations: int) -> float:
     """Proposals a second of the loop over many scenarios and chains, single-threaded, compiled beforehand."""
     numba_loop(instances[0], 0, 10, 1)
     started = time.perf_counter()
@@ -198,7 +213,7 @@ def numba_speed(instances, chains, iterations):
     return len(instances) * chains * iterations / (time.perf_counter() - started)
 
 
-def integer_program(instance, seconds=60.0, tangents=64):
+def integer_program(instance: Instance, seconds: float = 60.0, tangents: int = 64) -> tuple[float, float, int]:
     """HiGHS on an outer linearisation: z_mk chooses step counts, p_cmk ≤ z_mk routes, and S² is met from below.
 
     S² ≥ 2 x_j S − x_j² for every x_j (tangents of a parabola), so that the program's optimum is an upper bound on the
@@ -213,25 +228,30 @@ def integer_program(instance, seconds=60.0, tangents=64):
 
     c, m, k = instance.quality.shape
     total = instance.demand.sum()
-    joint = instance.gain is None
+    gain, given = instance.gain, instance.load
+    joint = gain is None
     z = m * k
     p = c * m * k if joint else 0
     columns = z + p + 1
     objective = np.zeros(columns)
     objective[-1] = -instance.weight / total
     load = np.zeros(columns)
-    if joint:
+    if gain is None or given is None:
         objective[z:-1] = (instance.demand[:, None, None] * instance.quality).ravel() / total
         load[z:-1] = (instance.demand[:, None, None] * instance.root[None]).ravel()
         low, high = total * instance.root.min(), total * instance.root.max()
     else:
-        objective[:z] = instance.gain.ravel() / total
-        load[:z] = (instance.load[:, None] * instance.root).ravel()
-        low = (instance.load * instance.root.min(1)).sum()
-        high = (instance.load * instance.root.max(1)).sum()
-    rows, cols, values, below, above = [], [], [], [], []
+        objective[:z] = gain.ravel() / total
+        load[:z] = (given[:, None] * instance.root).ravel()
+        low = (given * instance.root.min(1)).sum()
+        high = (given * instance.root.max(1)).sum()
+    rows: list[np.ndarray] = []
+    cols: list[np.ndarray] = []
+    values: list[np.ndarray] = []
+    below: list[float] = []
+    above: list[float] = []
 
-    def add(at, with_, least, most):
+    def add(at: np.ndarray, with_: np.ndarray, least: float, most: float) -> None:
         rows.append(np.full(len(at), len(below)))
         cols.append(at)
         values.append(with_)
@@ -278,6 +298,6 @@ def integer_program(instance, seconds=60.0, tangents=64):
     routed = solution[z:-1].reshape(c, m, k)
     routed = routed[:, np.arange(m), steps].clip(min=0)
     routed = routed / routed.sum(1, keepdims=True).clip(min=1e-12)
-    gain = (instance.demand[:, None] * routed * instance.quality[:, np.arange(m), steps]).sum()
+    routed_gain = (instance.demand[:, None] * routed * instance.quality[:, np.arange(m), steps]).sum()
     cost = (instance.demand[:, None] * routed * instance.root[np.arange(m), steps]).sum()
-    return float((gain - instance.weight * cost**2) / total), float(info.mip_dual_bound), info.mip_node_count
+    return float((routed_gain - instance.weight * cost**2) / total), float(info.mip_dual_bound), info.mip_node_count
