@@ -44,6 +44,23 @@ class ModelError(EdgeschedError, RuntimeError):
     """A diffusion model or a scorer cannot be loaded or run."""
 
 
+class StepsRefused(ModelError):  # noqa: N818, for it tells what happened
+    """A pipeline refuses a step count, or makes no image of it; other step counts may do.
+
+    Args:
+        model: The model, as messages call it.
+        steps: The step count.
+        why: The pipeline's reason.
+    """
+
+    def __init__(self, model: str, steps: int, why: str) -> None:
+        super().__init__(f"{model} at {steps} steps: {why}")
+        self.model, self.steps, self.why = model, steps, why
+
+    def __reduce__(self) -> tuple[type, tuple[str, int, str]]:
+        return type(self), (self.model, self.steps, self.why)
+
+
 class CampaignError(EdgeschedError, RuntimeError):
     """A campaign cannot go on; what is done is kept."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import logging
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgesched.errors import ModelError
+from edgesched.errors import ModelError, StepsRefused, reason
+from edgesched.generation import drawing, loading
 from edgesched.protocols import ImageModel
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,9 @@ _EMBEDDINGS = {
 }  # fmt: skip
 _EMBEDDINGS["PixArtSigmaPipeline"] = _EMBEDDINGS["PixArtAlphaPipeline"]
 _EMBEDDING_CACHE_BYTES = 2**30
+_LOOK_STEPS = 4  # of the images that tell whether a pipeline can make several at once
+_SAME, _SAME_HALF = 2, 24  # levels of 255 that rounding may change, in single and in half precision
+_ALONE: dict[tuple[str, ...], bool] = {}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -90,6 +93,18 @@ def image_seed(prompt_id: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{prompt_id}/{seed}".encode()).digest()[:7], "big")
 
 
+def _size(resolution: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels.
+
+    Raises:
+        ModelError: If they are no positive whole numbers.
+    """
+    sides = [resolution, resolution] if isinstance(resolution, int) else list(resolution)
+    if len(sides) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):
+        raise ModelError(f"resolution: expected pixels, or [height, width], got {resolution!r}")
+    return sides[0], sides[1]
+
+
 class DiffusionModel(ImageModel):
     """A text-to-image pipeline and what planning has to know of it.
 
@@ -98,7 +113,7 @@ class DiffusionModel(ImageModel):
         revision: Revision of a hub id; pin it.
         dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"`` on CUDA; the CPU always runs float32.
         variant: Weight variant of a hub id or folder that has one.
-        resolution: Height and width in pixels.
+        resolution: Height and width in pixels: one number for both, or ``[height, width]``.
         guidance_scale: Classifier-free guidance; at 1 or less there is none.
         scheduler: Name of a diffusers scheduler class in place of the saved one, or None.
         scheduler_options: Values that replace the scheduler's saved ones.
@@ -119,7 +134,7 @@ class DiffusionModel(ImageModel):
         revision: str | None = None,
         dtype: str = "float16",
         variant: str | None = None,
-        resolution: int = 512,
+        resolution: int | Sequence[int] = 512,
         guidance_scale: float = 5.0,
         scheduler: str | None = None,
         scheduler_options: Mapping[str, Any] | None = None,
@@ -134,7 +149,9 @@ class DiffusionModel(ImageModel):
     ) -> None:
         if dtype not in _DTYPES:
             raise ModelError(f"dtype: {dtype!r} is not one of {', '.join(_DTYPES)}")
-        self.path, self.revision, self.variant, self.resolution = path, revision, variant, resolution
+        self.path, self.revision, self.variant = path, revision, variant
+        self.height, self.width = _size(resolution)
+        self.resolution = resolution if isinstance(resolution, int) else [self.height, self.width]
         self.guidance_scale, self.steps = guidance_scale, None if steps is None else tuple(steps)
         self.scheduler, self.scheduler_options = scheduler, dict(scheduler_options or {})
         self.memory_gib, self.step_time_s, self.overhead_s = memory_gib, step_time_s, overhead_s
@@ -144,8 +161,18 @@ class DiffusionModel(ImageModel):
         self._asked_dtype = _DTYPES[dtype]
         self._pipeline: Any = None
         self._scheduler_config: Any = None
+        self._saved_scheduler: Any = None
         self._prompts: OrderedDict[str, dict[str, torch.Tensor]] = OrderedDict()
         self._empty_prompt: dict[str, torch.Tensor] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """What an image depends on: weights, size, guidance, scheduler; not the device, nor what planning knows of it."""
+        return {
+            "path": self.path, "revision": self.revision, "variant": self.variant,
+            "dtype": str(self.dtype), "resolution": self.resolution,
+            "guidance_scale": self.guidance_scale, "scheduler": self.scheduler,
+            "scheduler_options": dict(self.scheduler_options),
+        }  # fmt: skip
 
     @property
     def dtype(self) -> torch.dtype:
@@ -177,14 +204,15 @@ class DiffusionModel(ImageModel):
             diffusers_logging.set_verbosity_error()
             for library in (diffusers_logging, transformers_logging):
                 library.disable_progress_bar()
-            folder = fetchable("model", self.path, self.revision, "model_index.json")
-            options: dict[str, Any] = {"dtype": self.dtype, "use_safetensors": True}
-            if self.variant is not None:
-                options["variant"] = self.variant
-            if not Path(folder).is_dir():
-                options["revision"] = self.revision
+            path = fetchable("model", self.path, self.revision, "model_index.json")
             try:
-                pipeline = AutoPipelineForText2Image.from_pretrained(folder, **options)
+                folder = loading.folder_of(path, self.revision, self.variant)
+                parts = loading.parts_of(folder, self.dtype, self.variant, f"model {self.path!r}")
+                pipeline = AutoPipelineForText2Image.from_pretrained(
+                    folder, dtype=self.dtype, use_safetensors=True, variant=self.variant, **parts
+                )
+            except ModelError:
+                raise
             except Exception as exc:
                 raise unreachable("model", self.path, exc) from exc
             if getattr(pipeline, "safety_checker", None) is not None:
@@ -197,7 +225,9 @@ class DiffusionModel(ImageModel):
                 pipeline.vae.to(memory_format=torch.channels_last)
             if self.compile:
                 denoiser.compile()
+            loading.limit_tokenizers(pipeline)
             self._scheduler_config = dict(pipeline.scheduler.config)
+            self._saved_scheduler = type(pipeline.scheduler)
             self._pipeline = pipeline
         return self._pipeline
 
@@ -221,46 +251,15 @@ class DiffusionModel(ImageModel):
         """Drop the text embeddings kept so far: the next prompt is encoded anew, as one never seen is."""
         self._prompts.clear()
 
-    def settings(self) -> dict[str, Any]:
-        """Arguments of this class that images depend on, with the dtype of the device that they are made on.
-
-        What a class derived from it adds does not count, unless it says so.
-        """
-        names = inspect.signature(DiffusionModel.__init__).parameters
-        found = {name: vars(self)[name] for name in sorted(names) if name in vars(self)}
-        return found | {"dtype": str(self.dtype)}
-
     def truncates(self, text: str) -> bool:
         """Whether a prompt is longer than the token limit of every text encoder of the pipeline."""
-        tokenizers = [getattr(self.pipeline, name, None) for name in ("tokenizer", "tokenizer_2", "tokenizer_3")]
-        limit = inspect.signature(self.pipeline.__call__).parameters.get("max_sequence_length")
-        cut = []
-        for tokenizer in filter(None, tokenizers):
-            longest = min(tokenizer.model_max_length, limit.default if limit is not None else 10**9)
-            cut.append(len(tokenizer(text, truncation=False).input_ids) > longest)
-        return bool(cut) and all(cut)
+        return loading.truncated(self.pipeline, text)
 
     def _fresh_scheduler(self) -> Any:
         """A scheduler without the state of an earlier run."""
-        import diffusers
-
-        pipeline = self.pipeline
-        kind = type(pipeline.scheduler) if self.scheduler is None else getattr(diffusers, self.scheduler, None)
-        if kind is None:
-            raise ModelError(f"scheduler: diffusers has no class {self.scheduler!r}")
-        known = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "kwargs")]
-        for option in self.scheduler_options:
-            if option not in known:
-                near = difflib.get_close_matches(option, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-                raise ModelError(f"scheduler_options: {kind.__name__} has no option {option!r}; {hint}")
+        _ = self.pipeline
+        kind = loading.scheduler_class(self.scheduler, self._saved_scheduler, self.scheduler_options)
         return kind.from_config({**self._scheduler_config, **self.scheduler_options})
-
-    @property
-    def _alone(self) -> bool:
-        """Whether images are made one by one: texts are encoded in batches, or steps draw from the global state."""
-        pipeline = self.pipeline
-        return type(pipeline).__name__ not in _EMBEDDINGS or not hasattr(pipeline, "prepare_extra_step_kwargs")
 
     def _encoded(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """Text embeddings as arguments of the pipeline's call; each prompt is encoded once, and by itself.
@@ -306,52 +305,108 @@ class DiffusionModel(ImageModel):
             Images, shape (N, height, width, 3), uint8.
 
         Raises:
-            ModelError: If the model may not run that step count.
+            ModelError: If the model may not run that step count, or cannot be loaded.
+            StepsRefused: If the pipeline refuses it, or makes no image of it.
         """
         if not self.allows(steps):
             raise ModelError(f"{self.path}: {steps} is not one of its step counts {list(self.steps or ())}")
-        if self._alone:
-            if len(texts) > 1:
-                pairs = zip(texts, seeds, strict=True)
-                return np.concatenate([self.generate([text], steps, [seed], on_step) for text, seed in pairs])
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                torch.manual_seed(seeds[0])
-                return self._called(texts, steps, seeds, on_step)
-        return self._called(texts, steps, seeds, on_step)
+        if not self._one_by_one(steps):
+            return self._called(texts, steps, seeds, on_step)
+        parts = []
+        for text, seed in zip(texts, seeds, strict=True):
+            if on_step is None:
+                with drawing.own_state(seed, self.device):
+                    parts.append(self._called([text], steps, [seed], None))
+            else:  # whoever is called after a step may wait there, so nothing is held between steps
+                parts.append(self._called([text], steps, [seed], on_step, private=True))
+        return np.concatenate(parts)
+
+    def _one_by_one(self, steps: int) -> bool:
+        """Whether images are made one by one, because a batch of them would depend on each other or on what came before.
+
+        Found out once in a process for every pipeline and scheduler, by making an image twice and beside another.
+
+        Raises:
+            ModelError: If an image is not the same twice even by itself.
+        """
+        kind, scheduler = type(self.pipeline).__name__, self._fresh_scheduler()
+        about = (
+            kind,
+            type(scheduler).__name__,
+            repr(sorted(self.scheduler_options.items())),
+            str(self.dtype),
+            self.path,
+        )
+        if about not in _ALONE:
+            few = min(self.steps) if self.steps else min(steps, _LOOK_STEPS)
+            tolerance = _SAME if self.dtype == torch.float32 else _SAME_HALF
+            _ALONE[about] = drawing.must_be_alone(
+                self._called, few, tolerance, self.device, kind in _EMBEDDINGS, self.path
+            )
+        return _ALONE[about]
 
     def _called(
-        self, texts: Sequence[str], steps: int, seeds: Sequence[int], on_step: Callable[[int], None] | None
+        self,
+        texts: Sequence[str],
+        steps: int,
+        seeds: Sequence[int],
+        on_step: Callable[[int], None] | None,
+        private: bool = False,
     ) -> np.ndarray:
-        """One call of the pipeline, and what comes of it checked."""
+        """One call of the pipeline, and what comes of it checked.
+
+        Raises:
+            StepsRefused: If the pipeline raises anything, or its images are none.
+        """
         pipeline = self.pipeline
-        pipeline.scheduler = self._fresh_scheduler()
+        scheduler = self._fresh_scheduler()
+        loading.set_scheduler(pipeline, scheduler, self.path)
+        if private:
+            drawing.draw_privately(scheduler, seeds[0], self.device)
+        raised: list[BaseException] = []
         options: dict[str, Any] = {
             "num_inference_steps": steps,
             "guidance_scale": self.guidance_scale,
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-            "height": self.resolution,
-            "width": self.resolution,
+            "height": self.height,
+            "width": self.width,
             "use_resolution_binning": False,
             "output_type": "pt",
         }
         if on_step is not None:
-            options["callback_on_step_end"] = lambda _pipeline, number, _time, inside: (on_step(number), inside)[1]
+
+            def after(_pipeline: Any, number: int, _time: Any, inside: dict[str, Any]) -> dict[str, Any]:
+                try:
+                    on_step(number)
+                except BaseException as exc:
+                    raised.append(exc)
+                    raise
+                return inside
+
+            options["callback_on_step_end"] = after
         accepted = inspect.signature(pipeline.__call__).parameters
         if type(pipeline).__name__ in _EMBEDDINGS:
             options |= {"prompt": None, "negative_prompt": None} | self._encoded(texts)
         else:
             options["prompt"] = list(texts)
-        images = pipeline(**{k: v for k, v in options.items() if k in accepted}).images
-        images = images.float()
+        try:
+            images = pipeline(**{k: v for k, v in options.items() if k in accepted}).images.float()
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as exc:
+            if exc in raised:
+                raise
+            if "can't allocate memory" in str(exc):
+                raise MemoryError(str(exc)) from exc
+            raise StepsRefused(self.path, steps, reason(exc)) from exc
         if not bool(images.isfinite().all()):
-            raise ModelError(f"{self.path}: an image at {steps} steps is not finite; leave that step count out, or choose "
-                             "another scheduler or dtype")  # fmt: skip
-        if (
-            images.ndim != 4
-            or images.shape[1] != 3
-            or float(images.min()) < -_RANGE
-            or float(images.max()) > 1 + _RANGE
-        ):
-            raise ModelError(f"{self.path}: images of shape {tuple(images.shape)} from {float(images.min()):g} to "
-                             f"{float(images.max()):g}; expected 3 channels from 0 to 1")  # fmt: skip
+            why = "an image is not finite; leave that step count out, or choose another scheduler or dtype"
+            raise StepsRefused(self.path, steps, why)
+        low, high = float(images.min()), float(images.max())
+        if images.ndim != 4 or images.shape[1] != 3 or low < -_RANGE or high > 1 + _RANGE:
+            shape = tuple(images.shape)
+            why = f"images of shape {shape} from {low:g} to {high:g}; expected 3 channels from 0 to 1"
+            raise StepsRefused(self.path, steps, why)
+        if len(images) != len(texts):
+            raise StepsRefused(self.path, steps, f"{len(images)} images for {len(texts)} prompts")
         return (images.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchmetrics import Metric
 
 from edgesched.errors import ModelError
+from edgesched.generation import loading
 from edgesched.generation.diffusion import fetchable, unreachable
 
 log = logging.getLogger(__name__)
@@ -103,11 +104,14 @@ class CLIPScore(SampleScore):
             folder = fetchable("score model", self.path, self.revision, "config.json")
             options = {} if Path(folder).is_dir() else {"revision": self.revision}
             try:
-                model = CLIPModel.from_pretrained(folder, dtype=torch.float32, **options)
+                model, info = CLIPModel.from_pretrained(
+                    folder, dtype=torch.float32, output_loading_info=True, **options
+                )
                 tokenizer = AutoTokenizer.from_pretrained(folder, **options)
                 processor = CLIPImageProcessorPil.from_pretrained(folder, **options)
             except Exception as exc:
                 raise unreachable("score model", self.path, exc) from exc
+            loading.complete(model, info, f"score model {self.path!r}")
             self._loaded = (model.eval().to(self.where), tokenizer, processor)
         return self._loaded
 
