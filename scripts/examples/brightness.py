@@ -1,6 +1,6 @@
 """A score of one's own: a subclass of ``SampleScore`` with ``score``, and ``conf/score/brightness.yaml``.
 
-    python scripts/run.py --config-dir scripts/examples/conf +experiment=campaign score=[micro,brightness]
+    python scripts/run.py --config-dir scripts/examples/conf +experiment=campaign 'score=[micro,brightness]'
 
 What to do: return one finite number for every image. The YAML file has one top-level key, the score's column in the
 table. The first score is what plans are made with: after ``score=brightness`` that is this one, else ask a table for it
