@@ -7,6 +7,7 @@ Every family is a :class:`QualityModel`: a saturating mean curve with shrunken o
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -282,7 +283,9 @@ def fit_quality(
         log_every_n_steps=1,
     )
     # Lightning and the loader draw from the global state, though nothing of the fit is random.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # The folder keeps the latest state: what an earlier fit left there is meant to be replaced.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         trainer.fit(model, loader)
     model = model.eval().cpu()
     with torch.no_grad():
