@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from edgesched.report.figures import COLOURS, FIGURE_DPI, plain_log
+from edgesched.report.style import COLOURS, FIGURE_DPI, plain_log
 
 _FLOOR = 1e-9
 MARKERS = "osD^vPX*<>hd"

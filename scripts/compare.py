@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from edgesched.errors import EdgeschedError
-from edgesched.report import figures, page
+from edgesched.report import page, plans, style
 from edgesched.runs.compare import MEASURES, compare_runs, read_runs
 
 
@@ -26,7 +26,7 @@ def main() -> None:
         out = Path(given.out)
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "comparison.csv", index=False)
-        figures.save(figures.comparison(table), out / "comparison.png", vector=True)
+        style.save(plans.comparison(table), out / "comparison.png", vector=True)
     except EdgeschedError as exc:
         sys.exit(f"error: {exc}")
     except OSError as exc:

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 from browser import look_over, opens
+from matplotlib.figure import Figure
 
-from edgesched.report import figures, page
+from edgesched.report import page, plans, scores, style
 
 
 def test_html_is_self_contained_and_escaped(tmp_path):
-    figure = figures.sample_images({"m": [np.zeros((8, 8, 3), np.uint8)]}, ["<b>bold</b> prompt"])
-    picture = figures.save(figure, tmp_path / "f" / "a.png")
+    figure = scores.sample_images({"m": [np.zeros((8, 8, 3), np.uint8)]}, ["<b>bold</b> prompt"])
+    picture = style.save(figure, tmp_path / "f" / "a.png")
     section = page.Section("A <section>", ("1 < 2",), ("name", "value"), [("<i>", 1.5)], [(picture, "a & b")], "{}")
     written = page.write_html(tmp_path / "r.html", "T", {"Device": "<x>"}, [section]).read_text()
     assert "<b>" not in written
@@ -29,26 +30,26 @@ def test_cells(value, text):
 
 def test_figures_draw_with_missing_and_constant_values(tmp_path):
     flat = {"a": np.array([1.0, 1.0]), "b": np.array([-np.inf, 0.5])}
-    figures.save(figures.convergence(flat, 1.0, 1.0), tmp_path / "c.png")
+    style.save(plans.convergence(flat, 1.0, 1.0), tmp_path / "c.png")
     rows = {"direct": dict.fromkeys(("utility", "quality", "latency_s"), (1.0, 1.0, 1.0))}
-    figures.save(figures.methods_compared(rows, 2.0), tmp_path / "m.png", vector=True)
+    style.save(plans.methods_compared(rows, 2.0), tmp_path / "m.png", vector=True)
     assert (tmp_path / "m.svg").exists()
 
 
 def test_dollar_signs_and_brackets_of_users_stand_as_they_are(tmp_path, capsys):
     texts = ["a bag with $_{ and $ on it", "$5 or $10"]
-    figure = figures.sample_images({"m $_{ $": [np.zeros((8, 8, 3), np.uint8)] * 2}, texts)
-    figures.save(figure, tmp_path / "samples.png")
+    figure = scores.sample_images({"m $_{ $": [np.zeros((8, 8, 3), np.uint8)] * 2}, texts)
+    style.save(figure, tmp_path / "samples.png")
     flat = {"$_{ cheap $": np.array([1.0, 2.0]), "[/x]": np.array([-np.inf, 0.5])}
-    curves = figures.convergence(flat, 1.0, 1.0)
+    curves = plans.convergence(flat, 1.0, 1.0)
     curves.axes[0].set_yticks([1.0], ["$_{ cheap $"])
-    figures.save(curves, tmp_path / "curves.png", vector=True)
+    style.save(curves, tmp_path / "curves.png", vector=True)
     shown = curves.axes[0].get_yticklabels()
     assert [(text.get_text(), text.get_parse_math()) for text in shown] == [("$_{ cheap $", False)]
-    plain = figures.Figure().subplots()
+    plain = Figure().subplots()
     plain.set_xscale("log")
     plain.plot([1, 1000], [0, 1])
-    figures.save(plain.figure, tmp_path / "log.svg")
+    style.save(plain.figure, tmp_path / "log.svg")
     assert any(label.get_parse_math() for label in plain.get_xticklabels())
     page.print_table("[title]", ["[column]"], [["[/x] [red]apple[/red]"]])
     told = capsys.readouterr().out
@@ -62,7 +63,7 @@ def browser():
 
 
 def test_a_browser_finds_nothing_wrong_with_a_page_of_long_words_and_wide_tables(tmp_path, browser):
-    picture = figures.save(figures.methods_compared({"a": dict.fromkeys(("utility", "quality", "latency_s"), (1.0, 0.5, 2.0))}),
+    picture = style.save(plans.methods_compared({"a": dict.fromkeys(("utility", "quality", "latency_s"), (1.0, 0.5, 2.0))}),
                            tmp_path / "f.png")  # fmt: skip
     rows = [["word" * 30, *(1.23456e-5 * i for i in range(14))]] * 3
     sections = [page.Section("L" * 200, ("x" * 500,), ["name", *(f"column {i}" for i in range(14))], rows, [(picture, "c" * 300)]),

@@ -371,7 +371,8 @@ class DiffusionModel(ImageModel):
             "height": self.height,
             "width": self.width,
             "use_resolution_binning": False,
-            "output_type": "pt",
+            # As tensors some classes hand out what they have not brought to 0…1; as arrays all do.
+            "output_type": "pt" if type(pipeline).__name__ in _EMBEDDINGS else "np",
         }
         if on_step is not None:
 
@@ -390,7 +391,12 @@ class DiffusionModel(ImageModel):
         else:
             options["prompt"] = list(texts)
         try:
-            images = pipeline(**{k: v for k, v in options.items() if k in accepted}).images.float()
+            made = pipeline(**{k: v for k, v in options.items() if k in accepted}).images
+            images = (
+                made.float()
+                if isinstance(made, torch.Tensor)
+                else torch.from_numpy(np.stack(made)).float().movedim(-1, 1)
+            )
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as exc:

@@ -111,10 +111,14 @@ def set_scheduler(pipeline: Any, scheduler: Any, told: str) -> None:
     Raises:
         ModelError: If it would not take effect.
     """
-    everyone = [one for one in inner_pipelines(pipeline) if "scheduler" in one.components]
-    for one in everyone:
+    saved = getattr(pipeline, "scheduler", None)
+    # A combined pipeline hands its own scheduler on; a prior before it has another, which stays.
+    denoising = [
+        one for one in inner_pipelines(pipeline) if saved is not None and getattr(one, "scheduler", None) is saved
+    ]
+    for one in denoising:
         one.scheduler = scheduler
-    if not everyone or any(one.scheduler is not scheduler for one in everyone):
+    if not denoising or any(one.scheduler is not scheduler for one in denoising):
         raise ModelError(f"{told}: {type(pipeline).__name__} has no scheduler that can be set; leave scheduler out")
 
 

@@ -19,7 +19,7 @@ from edgesched.quality.difficulty import (
     prompt_offsets,
     split_by_difficulty,
 )
-from edgesched.report import figures
+from edgesched.report import scores
 from edgesched.report.page import Cell, Page, Section
 from edgesched.runs.run import Run
 from edgesched.tasks.pictures import Album
@@ -105,7 +105,7 @@ def difficulty(
     points = {
         str(c): (mine["prompt_id"].map(predicted).to_numpy(float), mine["offset"].to_numpy()) for c, mine in by_category
     }
-    album.keep("difficulty", figures.difficulty(points, gains), "Left: predicted against measured offsets of held-out prompts. "
+    album.keep("difficulty", scores.difficulty(points, gains), "Left: predicted against measured offsets of held-out prompts. "
                "Right: utility that planning by levels gains over planning by categories, with paired 95 % intervals.")  # fmt: skip
     run.publish(_page(problem, metrics, album, type(embedding).__name__))
 

@@ -13,7 +13,7 @@ from rich.progress import track
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ArgumentError
 from edgesched.quality import diagnostics
-from edgesched.report import figures
+from edgesched.report import scores
 from edgesched.report.page import Cell, Page, Section
 from edgesched.runs.run import Run
 from edgesched.tasks.pictures import Album
@@ -142,27 +142,27 @@ def _pictures(
     error = 1.96 * diagnostics.standard_errors(quality, table).numpy()
     low, high = (float(v) for v in np.quantile(frame[table.score], [0.002, 1.0]))
     grid = np.linspace(low, high + 0.1 * (high - low), 400)
-    scores: dict[str, dict[str, np.ndarray]] = {}
+    observed: dict[str, dict[str, np.ndarray]] = {}
     density: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     points: dict[str, dict[str, np.ndarray]] = {c: {} for c in quality.categories}
     bars, fitted, band = copy.deepcopy(points), copy.deepcopy(points), copy.deepcopy(points)
     for c, category in enumerate(quality.categories):
-        scores[category], density[category] = {}, {}
+        observed[category], density[category] = {}, {}
         for m, model in enumerate(quality.models):
             mine = frame[(frame["category"] == category) & (frame["model"] == model)]
             last = int(np.flatnonzero(seen[m])[-1])
-            scores[category][model] = mine.loc[mine["steps"] == counts[last], table.score].to_numpy()
+            observed[category][model] = mine.loc[mine["steps"] == counts[last], table.score].to_numpy()
             density[category][model] = {name: q.density(grid, c, m, last) for name, q in models.items()}
             by_prompt = mine.groupby(["steps", "prompt_id"])[table.score].mean().groupby("steps")
             points[category][model] = by_prompt.mean().to_numpy()
             spread = by_prompt.std(ddof=1) / np.sqrt(by_prompt.count())
             bars[category][model] = 1.96 * spread.fillna(0).to_numpy()
             fitted[category][model], band[category][model] = mean[c, m, seen[m]], error[c, m, seen[m]]
-    album.keep("family_fits", figures.family_fits(scores, density, grid, table.score),
+    album.keep("family_fits", scores.family_fits(observed, density, grid, table.score),
                "Scores at each model's largest step count, with the fit of every family.")  # fmt: skip
     if len(counts) > 1:
         steps_of = {model: counts[seen[m]] for m, model in enumerate(quality.models)}
-        figure = figures.quality_over_steps(steps_of, points, bars, fitted, None, table.score, band)
+        figure = scores.quality_over_steps(steps_of, points, bars, fitted, None, table.score, band)
         album.keep(
             "quality_over_steps",
             figure,
@@ -170,6 +170,15 @@ def _pictures(
             f"{chosen} with theirs, robust to dependence within a prompt. Every category is drawn towards the mean of "
             f"its model as by {quality.strength:g} prompts more.",
         )
+    prompts = {str(c): int(n) for c, n in frame.groupby("category", sort=False)["prompt_id"].nunique().items()}
+    _keep_pit(album, prompts, held, measured, level)
+    return album
+
+
+def _keep_pit(
+    album: Album, prompts: Mapping[str, int], held: Mapping[str, pd.DataFrame], measured: Mapping[str, Any], level: float
+) -> None:
+    """Draw where held-out scores fall, with how many tests reject at ``level``."""
     pit: dict[str, dict[str, np.ndarray]] = {}
     notes: dict[str, dict[str, str]] = {}
     for name, rows in held.items():
@@ -180,14 +189,12 @@ def _pictures(
             tests = [t for t in measured[name]["pit"] if t["category"] == category]
             bad = sum(t["p_least"] < level for t in tests)
             notes[name][category] = f"{bad} of {len(tests)} rejected" if bad else "none rejected"
-    prompts = {str(c): int(n) for c, n in frame.groupby("category", sort=False)["prompt_id"].nunique().items()}
     album.keep(
         "pit_histograms",
-        figures.pit_histograms(pit, notes, prompts),
+        scores.pit_histograms(pit, notes, prompts),
         "Where held-out scores fall in the fitted distributions, all models, steps and seeds; flat is calibrated. "
         "The note counts the models whose test, on one row per prompt, rejects.",
     )
-    return album
 
 
 def _lead(metrics: Mapping[str, Any]) -> str:

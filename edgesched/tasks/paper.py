@@ -26,7 +26,7 @@ from edgesched.evaluation.levels import score_levels
 from edgesched.evaluation.replay import replay
 from edgesched.generation.samples import LiveSamples
 from edgesched.protocols import Policy, Search
-from edgesched.report import figures
+from edgesched.report import plans, scores
 from edgesched.report.page import Cell, Page, Section
 from edgesched.runs.run import Run
 from edgesched.search import exact, solve
@@ -155,7 +155,7 @@ def paper(
     with left_out("the remaining figures"):
         _pictures(album, problem, methods, grid, middle, peers, sizes, routing)
     if samples:
-        album.keep("samples", figures.sample_images(images, samples.shown.texts),
+        album.keep("samples", scores.sample_images(images, samples.shown.texts),
                    "Images generated in this run, a row for each model.")  # fmt: skip
     run.save(metrics)
     run.publish(_page(problem.table, metrics, album))
@@ -195,11 +195,11 @@ def run_grid(problem: Problem, methods: Mapping[str, Method], points: list[Point
         fit_half, held = problem.table.split(split)
         quality = problem.quality(fit_half)
         scenarios = _scenarios(problem, quality, points)
-        plans = {name: result.plan for name, result in plan_all(methods, scenarios, quality).items()}
-        kept: dict[str, dict[str, list[Any]]] = {w: {n: [] for n in plans} for w in found}
+        chosen = {name: result.plan for name, result in plan_all(methods, scenarios, quality).items()}
+        kept: dict[str, dict[str, list[Any]]] = {w: {n: [] for n in chosen} for w in found}
         for g in range(len(points)):
             outcomes = replay(
-                {name: plan[g : g + 1] for name, plan in plans.items()}, scenarios[g], held, quality.models,
+                {name: plan[g : g + 1] for name, plan in chosen.items()}, scenarios[g], held, quality.models,
                 planned_on=fit_half, routing=routing, draws=sizes.draws, seed=split,
             )  # fmt: skip
             for name, o in outcomes.items():
@@ -302,15 +302,15 @@ def _pictures(
         keep(name, figure, caption)
     with left_out("the figure of score levels"):
         found = score_levels(problem.table, quality.models)
-        keep("score_levels", figures.score_levels(found["levels"], found["cuts"], found["reference"], problem.table.score),
+        keep("score_levels", scores.score_levels(found["levels"], found["cuts"], found["reference"], problem.table.score),
              f"Prompts in three levels by their score under {found['reference']}: what every model makes of them.")  # fmt: skip
     scenario = _scenarios(problem, quality, [middle])
-    plans = plan_policies(peers.compare, scenario, quality, peers.search)
-    outcomes = replay_all(scenario, plans, fit_half, held, quality.models, cascade=peers.cascade, judge_s=peers.judge_s,
+    chosen = plan_policies(peers.compare, scenario, quality, peers.search)
+    outcomes = replay_all(scenario, chosen, fit_half, held, quality.models, cascade=peers.cascade, judge_s=peers.judge_s,
                           routing=routing, draws=sizes.replay_draws)  # fmt: skip
     ranked = dict(sorted(outcomes.items(), key=lambda item: -item[1].utility))
     where = f"{middle[0]:g} requests of every category, budget {middle[1]:g}, {middle[2]:g} points a second"
-    keep("assignment_methods", figures.methods_compared({
+    keep("assignment_methods", plans.methods_compared({
         name: {"utility": (o.utility, *o.interval("utility")), "quality": (o.quality, *o.interval("quality")),
                "latency_s": (o.latency_s,) * 3} for name, o in ranked.items()}),
         f"Assignment methods and peer policies at {where}, the same search behind all; 95 % intervals over prompts.")  # fmt: skip
@@ -319,9 +319,9 @@ def _pictures(
     )
     bound = float(results["annealing"].bound[0])
     optimum = float(exact(scenario).utility[0])
-    keep("convergence", figures.convergence({n: r.history[:, 0].numpy() for n, r in results.items()}, bound, optimum),
+    keep("convergence", plans.convergence({n: r.history[:, 0].numpy() for n, r in results.items()}, bound, optimum),
          f"Best utility so far against the joint upper bound and the exact optimum, at {where}.")  # fmt: skip
-    keep("allocation_methods", figures.methods_compared({
+    keep("allocation_methods", plans.methods_compared({
         name: {what: tuple(grid.curve(name, what, 0, middle)[sorted({p[0] for p in grid.points}).index(middle[0]), 1:])
                for what in ("utility", "quality", "latency_s")} for name in ALLOCATIONS if name in grid.utility}),
         f"Ways to set steps and shares at {where}; 95 % intervals over splits and prompts.")  # fmt: skip
@@ -332,11 +332,11 @@ def _pictures(
     ):
         curves = {n: grid.curve(n, "utility", along, middle) for n in shown}
         paired = {n: grid.curve(n, "utility", along, middle, "annealing") for n in shown}
-        keep(f"utility_over_{name}", figures.lines(curves, paired, label, "held-out utility (points)", "annealing"),
+        keep(f"utility_over_{name}", plans.lines(curves, paired, label, "held-out utility (points)", "annealing"),
              f"Utility over {name}, the rest as at {where}; left as it is, right against annealing on the same prompts; "
              "bands are 95 % intervals over splits and prompts.")  # fmt: skip
     fronts = {n: (grid.curve(n, "latency_s", 2, middle), grid.curve(n, "quality", 2, middle)) for n in shown}
-    keep("front", figures.front(fronts), f"Quality against delay as the weight of delay changes, at load {middle[0]:g} "
+    keep("front", plans.front(fronts), f"Quality against delay as the weight of delay changes, at load {middle[0]:g} "
          f"and budget {middle[1]:g}; 95 % intervals over splits and prompts.")  # fmt: skip
 
 

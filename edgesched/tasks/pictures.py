@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgesched.data.table import ScoreTable
-from edgesched.report import figures
+from edgesched.report import scores, style
 from edgesched.report.page import Cell
 from edgesched.types import Plan
 
@@ -33,7 +33,7 @@ class Album:
 
     def keep(self, name: str, figure: Any, caption: str) -> None:
         """Write a figure under its name, with the caption that the page shows."""
-        self.pictures[name] = (figures.save(figure, self.folder / f"{name}.png", vector=self.vector), caption)
+        self.pictures[name] = (style.save(figure, self.folder / f"{name}.png", vector=self.vector), caption)
 
     def __getitem__(self, name: str) -> tuple[Path, str]:
         return self.pictures[name]
@@ -67,13 +67,13 @@ def score_figures(fit_half: ScoreTable, quality: QualityModel) -> dict[str, tupl
     measured = quality.measured.numpy()
     low, high = (float(v) for v in np.quantile(frame[fit_half.score], [0.002, 1.0]))
     grid = np.linspace(low, high + 0.1 * (high - low), 300)
-    scores: dict[str, dict[str, np.ndarray]] = {}
+    observed: dict[str, dict[str, np.ndarray]] = {}
     density: dict[str, dict[str, np.ndarray]] = {}
     means: dict[str, dict[str, np.ndarray]] = {}
     errors: dict[str, dict[str, np.ndarray]] = {}
     fitted: dict[str, dict[str, np.ndarray]] = {}
     for c, category in enumerate(fit_half.categories):
-        for values in (scores, density, means, errors, fitted):
+        for values in (observed, density, means, errors, fitted):
             values[category] = {}
         for m, model in enumerate(quality.models):
             mine = frame[(frame["category"] == category) & (frame["model"] == model)]
@@ -84,16 +84,16 @@ def score_figures(fit_half: ScoreTable, quality: QualityModel) -> dict[str, tupl
             fitted[category][model] = mean[c, m, measured[m]]
             k = int(own[mean[c, m, measured[m]].argmax()])
             at = int(np.flatnonzero(counts == k)[0])
-            scores[category][model] = mine.loc[mine["steps"] == k, fit_half.score].to_numpy()
+            observed[category][model] = mine.loc[mine["steps"] == k, fit_half.score].to_numpy()
             density[category][model] = quality.density(grid, c, m, at)
     steps_of = {model: counts[measured[m]] for m, model in enumerate(quality.models)}
     return {
         "score_distributions": (
-            figures.score_distributions(scores, density, grid),
+            scores.score_distributions(observed, density, grid),
             "Scores of the fit half at each model's best step count, with the fitted distributions.",
         ),
         "quality_over_steps": (
-            figures.quality_over_steps(steps_of, means, errors, fitted),
+            scores.quality_over_steps(steps_of, means, errors, fitted),
             "Mean score against denoising steps: measured with 95 % intervals over prompts, and the fitted curves.",
         ),
     }

@@ -18,7 +18,7 @@ from edgesched.evaluation.replay import compare as gain_over
 from edgesched.evaluation.robust import LowerBound, compare_decisions
 from edgesched.evaluation.variance import variance_table
 from edgesched.protocols import Policy, Search
-from edgesched.report import figures
+from edgesched.report import plans, scores
 from edgesched.report.page import Cell, Page, Section, show
 from edgesched.runs.run import Run
 from edgesched.tasks.pictures import Album
@@ -161,7 +161,7 @@ def _pictures(run: Run, metrics: Mapping[str, Any], score: str) -> Album:
     album = Album(run.figures)
     by_load = metrics["loads"]
     gains = {load: {n: r["over_single"] for n, r in rows.items() if n != SINGLE} for load, rows in by_load.items()}
-    album.keep("policies", figures.gains_over_load(gains),
+    album.keep("policies", plans.gains_over_load(gains),
                "Utility over the best single model against load; bars are paired 95 % intervals over prompts.")  # fmt: skip
     middle = list(by_load)[len(by_load) // 2]
     rows = {
@@ -170,13 +170,13 @@ def _pictures(run: Run, metrics: Mapping[str, Any], score: str) -> Album:
     }
     album.keep(
         "assignment_methods",
-        figures.methods_compared(rows),
+        plans.methods_compared(rows),
         f"Assignment methods at {middle} requests of every category, on held-out prompts; bars are 95 % intervals.",
     )
     found = metrics["score_levels"]
     if found is None:
         return album
-    figure = figures.score_levels(found["levels"], found["cuts"], found["reference"], score)
+    figure = scores.score_levels(found["levels"], found["cuts"], found["reference"], score)
     apart = "by another seed than is shown" if found["own_scores"] else "whose own bars are biased by it"
     album.keep(
         "score_levels",

@@ -10,7 +10,7 @@ from edgesched.data.writing import json_document, write_json
 from edgesched.equations.bounds import regret, upper_bound
 from edgesched.equations.utility import evaluate
 from edgesched.quality.priors import LABEL, NO_REPLAY, SINGLE, PriorQuality
-from edgesched.report import figures
+from edgesched.report import plans
 from edgesched.report.page import Cell, Page, Section
 from edgesched.runs.run import Run
 from edgesched.tasks.pictures import Album, named_plan
@@ -56,7 +56,7 @@ def plan_from_priors(run: Run, problem: Problem, quality: PriorQuality, methods:
     }  # fmt: skip
     run.save(metrics)
     album = Album(run.figures)
-    bars = figures.plan_bars(
+    bars = plans.plan_bars(
         chosen.assignment[0].numpy(),
         chosen.share[0].numpy(),
         chosen.steps[0].numpy(),

@@ -17,7 +17,7 @@ from edgesched.errors import ArgumentError
 from edgesched.evaluation.replay import Replay, compare, replay
 from edgesched.generation.samples import LiveSamples
 from edgesched.quality.priors import Priors
-from edgesched.report import figures
+from edgesched.report import plans, scores
 from edgesched.report.page import Cell, Page, Section, show
 from edgesched.runs.run import Run
 from edgesched.tasks.pictures import Album, named_plan, score_figures
@@ -81,7 +81,7 @@ def schedule(
     run.save(metrics)
     album = _pictures(run, problem, results, outcomes, metrics, best)
     if samples:
-        album.keep("samples", figures.sample_images(images, samples.shown.texts),
+        album.keep("samples", scores.sample_images(images, samples.shown.texts),
                    "Images generated live in this run, a row for each model.")  # fmt: skip
         run.tracker.sample_table("samples", ["model", "prompt", "steps", "image"], [
             [model, text, samples.steps, image]
@@ -162,15 +162,15 @@ def _pictures(
         if np.isfinite(o.utility)
     }
     bound = metrics["methods"][best]["bound"]
-    album.keep("methods_compared", figures.methods_compared(rows, bound),
+    album.keep("methods_compared", plans.methods_compared(rows, bound),
          "Every method on held-out prompts; bars are 95 % intervals over prompts.")  # fmt: skip
     histories = {n: r.history[:, 0].numpy() for n, r in results.items() if n in ("annealing", "published", "relaxed")}
     optimum = metrics["methods"].get("exact", {}).get("utility")
     if histories:
-        album.keep("convergence", figures.convergence(histories, bound, optimum),
+        album.keep("convergence", plans.convergence(histories, bound, optimum),
              "Best utility so far of the searches against the joint upper bound.")  # fmt: skip
     plan = results[best].plan
-    album.keep("plan", figures.plan_bars(plan.assignment[0].numpy(), plan.share[0].numpy(), plan.steps[0].numpy(),
+    album.keep("plan", plans.plan_bars(plan.assignment[0].numpy(), plan.share[0].numpy(), plan.steps[0].numpy(),
                                    problem.fitted.categories, problem.fitted.models), f"The plan of {best}.")  # fmt: skip
     return album
 

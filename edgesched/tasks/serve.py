@@ -9,7 +9,7 @@ import torch
 
 from edgesched.data.table import ScoreTable
 from edgesched.generation.campaign import device_name
-from edgesched.report import figures
+from edgesched.report import streams
 from edgesched.report.page import Cell, Page, Section
 from edgesched.runs.run import Run
 from edgesched.serving.measure import Measured, ServedForReal
@@ -37,7 +37,7 @@ def serve(run: Run, *, data: ScoreTable, quality: Fit, served: ServedForReal) ->
     metrics = {"agreement": errors, "models": per_model, "source": {"device": device}, "words": words}
     run.save(metrics)
     album = Album(run.figures)
-    album.keep("measured", figures.measured(found.simulated_s.numpy(), found.measured_s.numpy(), found.model.numpy(), names),
+    album.keep("measured", streams.measured(found.simulated_s.numpy(), found.measured_s.numpy(), found.model.numpy(), names),
                "Latency of every request, measured against simulated on the same arrivals.")  # fmt: skip
     columns = ("model", "requests", "steps", "share", "share realised", "alone (s)", "in service (s)", "measured (s)", "simulated (s)",
                "predicted (s)")  # fmt: skip

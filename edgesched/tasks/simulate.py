@@ -13,7 +13,7 @@ from edgesched.equations.utility import evaluate, service_times
 from edgesched.errors import ArgumentError
 from edgesched.evaluation.replay import prompt_scores
 from edgesched.evaluation.streamed import served_utility
-from edgesched.report import figures
+from edgesched.report import streams
 from edgesched.report.page import Cell, Page, Section
 from edgesched.runs.run import Run
 from edgesched.streams.arrivals import RequestStream
@@ -111,7 +111,7 @@ def simulate(
     latencies = {name: served.latency_s[i, 0].numpy() for i, name in enumerate(results)}
     lines = {name: waiting[i].numpy() for i, name in enumerate(results)}
     album = Album(run.figures)
-    album.keep("latency", figures.service(latencies, times.numpy(), lines), "Left: latencies of requests, as the share that waits "
+    album.keep("latency", streams.service(latencies, times.numpy(), lines), "Left: latencies of requests, as the share that waits "
                "longer. Right: requests in the system.")  # fmt: skip
     run.publish(_page(problem, metrics, album))
     return float(rows[best]["utility"])

@@ -15,7 +15,7 @@ from edgesched.errors import ArgumentError
 from edgesched.evaluation.replay import prompt_scores
 from edgesched.evaluation.streamed import served_utility
 from edgesched.protocols import Search
-from edgesched.report import figures
+from edgesched.report import streams
 from edgesched.report.page import Cell, Page, Section
 from edgesched.runs.run import Run
 from edgesched.streams.clock import WALL, Clock
@@ -100,7 +100,7 @@ def slots(
     steps = {n: _mean_by_slot(scenario.steps[r.step].double(), r.slot, len(r.backlog))[:shown] for n, r in made.items()}
     left = {n: r.backlog[:shown].numpy() for n, r in made.items()}
     album = Album(run.figures)
-    album.keep("slots", figures.slots(demand.sum(-1).numpy() / slot_s, left, steps, slot_s),
+    album.keep("slots", streams.slots(demand.sum(-1).numpy() / slot_s, left, steps, slot_s),
                "Requests a second, requests left over at the end of every slot, and mean denoising steps.")  # fmt: skip
     run.publish(_page(problem, metrics, album))
     return float(max(r["utility"] for r in rows.values()))

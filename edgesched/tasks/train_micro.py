@@ -17,7 +17,7 @@ from edgesched.generation.samples import sample_grid
 from edgesched.generation.scores import CLIPScore
 from edgesched.micro.family import Recipe, compare_settings, examine_judge, reconstruction_scores, train_family
 from edgesched.micro.world import prompt_set
-from edgesched.report import figures
+from edgesched.report import scores, style
 from edgesched.report.page import Cell, Page, Section
 from edgesched.runs.run import Run
 from edgesched.runs.tracking import Tracker
@@ -149,8 +149,8 @@ def _family_sections(
         for name, model in models.items()
         for k in shown
     }
-    figure = figures.sample_images(images, sheet.texts, "model, denoising steps", cell=1.1)
-    picture = figures.save(figure, run.figures / "samples.png")
+    figure = scores.sample_images(images, sheet.texts, "model, denoising steps", cell=1.1)
+    picture = style.save(figure, run.figures / "samples.png")
     columns, rows = family_rows(table)
     rows.append(["true renders", *(renders[c] for c in table.categories)])
     speed = {name: metrics["family"][name].get("seconds_per_step", float("nan")) for name in models}
