@@ -176,7 +176,11 @@ def _pictures(
 
 
 def _keep_pit(
-    album: Album, prompts: Mapping[str, int], held: Mapping[str, pd.DataFrame], measured: Mapping[str, Any], level: float
+    album: Album,
+    prompts: Mapping[str, int],
+    held: Mapping[str, pd.DataFrame],
+    measured: Mapping[str, Any],
+    level: float,
 ) -> None:
     """Draw where held-out scores fall, with how many tests reject at ``level``."""
     pit: dict[str, dict[str, np.ndarray]] = {}
