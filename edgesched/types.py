@@ -7,7 +7,6 @@ stages can trust it. Dimension names: ``scenario`` B, ``category`` C, ``model`` 
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,61 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgesched._checks import floats, names, refuse, rows, shaped, step_counts
+from edgesched._random import scenario_arrays
 from edgesched.errors import PlanError, PromptError, ScenarioError
 
 LATENCY_MODELS = ("slot", "queue")
 ROW_SUM_TOLERANCE = 1e-4
 #: Rows and shares further off than rounding are normalised, so that no plan hands out more than there is.
 _ROUNDING = 1e-12
-
-
-def _floats(name: str, value: Any, error: type[Exception]) -> Tensor:
-    """Turn numbers, lists, arrays or tensors into a floating tensor (float64 unless it already floats)."""
-    try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as exc:
-        raise error(f"{name}: expected numbers, got {type(value).__name__} ({exc})") from exc
-    return tensor if tensor.is_floating_point() else tensor.to(torch.float64)
-
-
-def _shaped(name: str, tensor: Tensor, shape: tuple[int, ...], error: type[Exception]) -> Tensor:
-    """Expand missing leading dimensions, or say which shape was expected."""
-    if tensor.shape == shape:
-        return tensor
-    if tensor.ndim < len(shape) and (tensor.ndim == 0 or tensor.shape == shape[-tensor.ndim :]):
-        return tensor.expand(shape)
-    if len(shape) == 2 and tensor.shape == (shape[0], 1):
-        return tensor.expand(shape)
-    if tensor.ndim == len(shape) and tensor.shape == (1, *shape[1:]):
-        return tensor.expand(shape)
-    raise error(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
-
-
-def _refuse(name: str, tensor: Tensor, bad: Tensor, allowed: str, error: type[Exception]) -> None:
-    """Raise ``error`` naming the first offending entry of ``tensor`` if any entry of ``bad`` is set."""
-    if bool(bad.any()):
-        index = tuple(int(i) for i in bad.nonzero()[0])
-        value = tensor.detach()[index].item()
-        raise error(f"{name}{list(index)} = {value:g}: {allowed}")
-
-
-def _rows(index: Any, length: int) -> slice | Any:
-    """An index as one that keeps the batch dimension: any whole number (also NumPy's) becomes a slice."""
-    try:
-        at = range(length)[operator.index(index)]
-    except TypeError:
-        return index
-    return slice(at, at + 1)
-
-
-def _names(field: str, value: Any, count: int) -> tuple[str, ...] | None:
-    """Names in the order of a dimension, or None; as many as it has, none twice."""
-    if value is None:
-        return None
-    names = (value,) if isinstance(value, str) else tuple(value)
-    if len(names) != count or len(set(names)) != count or not all(isinstance(name, str) for name in names):
-        raise ScenarioError(f"{field}: expected {count} different names, got {list(names)}")
-    return names
+#: Whether a field has an entry for every model, whether 0 is in its range, and its unit.
+_RANGES = {
+    "step_time_s": (True, False, "seconds"),
+    "overhead_s": (True, True, "seconds"),
+    "latency_weight": (False, True, "points per second"),
+    "memory_gib": (True, True, "GiB"),
+    "memory_limit_gib": (False, False, "GiB"),
+    "deadline_s": (False, False, "seconds"),
+}
 
 
 @dataclass(frozen=True)
@@ -184,54 +145,48 @@ class Scenario:
     model_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        def put(name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-
-        demand = _floats("demand", self.demand, ScenarioError)
-        quality = _floats("quality", self.quality, ScenarioError)
+        demand = floats("demand", self.demand, ScenarioError)
+        quality = floats("quality", self.quality, ScenarioError)
         if demand.ndim != 2 or 0 in demand.shape:
             raise ScenarioError(f"demand: expected shape (scenarios, categories), got {tuple(demand.shape)}")
-        steps = torch.as_tensor(self.steps)
-        if steps.ndim != 1 or steps.numel() == 0:
-            raise ScenarioError(f"steps: expected a list of step counts, got shape {tuple(steps.shape)}")
-        if steps.is_floating_point():
-            _refuse("steps", steps, steps != steps.round(), "expected whole numbers", ScenarioError)
-        steps = steps.to(device=demand.device, dtype=torch.int64)
-        _refuse("steps", steps, steps < 1, "expected at least one denoising step", ScenarioError)
-        if bool((steps[1:] <= steps[:-1]).any()):
-            raise ScenarioError(f"steps: expected strictly increasing integers, got {steps.tolist()}")
+        steps = step_counts(self.steps, demand.device)
         batch, categories = demand.shape
         if quality.ndim < 3:
             raise ScenarioError(
                 f"quality: expected shape (scenarios, categories, models, steps), got {tuple(quality.shape)}"
             )
         models = quality.shape[-2]
-        quality = _shaped("quality", quality, (batch, categories, models, len(steps)), ScenarioError)
-
-        def field(name: str, shape: tuple[int, ...]) -> Tensor:
-            tensor = _shaped(name, _floats(name, getattr(self, name), ScenarioError), shape, ScenarioError)
-            tensor = tensor.to(demand.device)
-            _refuse(name, tensor, ~tensor.isfinite(), "expected a finite number", ScenarioError)
-            return tensor
-
-        _refuse("demand", demand, ~demand.isfinite(), "expected a finite number", ScenarioError)
-        _refuse("demand", demand, demand < 0, "expected at least 0 requests", ScenarioError)
+        quality = shaped("quality", quality, (batch, categories, models, len(steps)), ScenarioError)
+        refuse("demand", demand, ~demand.isfinite(), "expected a finite number", ScenarioError)
+        refuse("demand", demand, demand < 0, "expected at least 0 requests", ScenarioError)
         total = demand.sum(-1)
-        _refuse("total demand", total, total <= 0, "expected demand in at least one category", ScenarioError)
-        _refuse(
-            "quality",
-            quality,
-            quality.isnan(),
-            "NaN is refused (use -inf for a step count a model may not run)",
-            ScenarioError,
-        )
-        _refuse("quality", quality, quality == torch.inf, "+inf is refused", ScenarioError)
-        step_time = field("step_time_s", (batch, models))
-        _refuse("step_time_s", step_time, step_time <= 0, "expected more than 0 seconds", ScenarioError)
-        overhead = field("overhead_s", (batch, models))
-        _refuse("overhead_s", overhead, overhead < 0, "expected at least 0 seconds", ScenarioError)
-        weight = field("latency_weight", (batch,))
-        _refuse("latency_weight", weight, weight < 0, "expected at least 0 points per second", ScenarioError)
+        refuse("total demand", total, total <= 0, "expected demand in at least one category", ScenarioError)
+        masked = "NaN is refused (use -inf for a step count a model may not run)"
+        refuse("quality", quality, quality.isnan(), masked, ScenarioError)
+        refuse("quality", quality, quality == torch.inf, "+inf is refused", ScenarioError)
+        found: dict[str, Any] = {"demand": demand, "quality": quality.to(demand.device), "steps": steps}
+        for name in ("step_time_s", "overhead_s", "latency_weight"):
+            found[name] = self._number(name, batch, models, demand.device)
+        self._check_settings()
+        for name in ("memory_gib", "memory_limit_gib", "deadline_s"):
+            if getattr(self, name) is not None:
+                found[name] = self._number(name, batch, models, demand.device)
+        found["category_names"] = names("category_names", self.category_names, categories)
+        found["model_names"] = names("model_names", self.model_names, models)
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+    def _number(self, name: str, batch: int, models: int, device: torch.device) -> Tensor:
+        """A field of seconds, points or memory in its full shape, every entry in its range."""
+        by_model, zero, unit = _RANGES[name]
+        shape = (batch, models) if by_model else (batch,)
+        tensor = shaped(name, floats(name, getattr(self, name), ScenarioError), shape, ScenarioError).to(device)
+        refuse(name, tensor, ~tensor.isfinite(), "expected a finite number", ScenarioError)
+        low, bad = ("at least", tensor < 0) if zero else ("more than", tensor <= 0)
+        refuse(name, tensor, bad, f"expected {low} 0 {unit}", ScenarioError)
+        return tensor
+
+    def _check_settings(self) -> None:
         if self.latency not in LATENCY_MODELS:
             raise ScenarioError(f"latency: {self.latency!r} is not one of {', '.join(LATENCY_MODELS)}")
         if self.share_units is not None and (
@@ -240,28 +195,6 @@ class Scenario:
             raise ScenarioError(f"share_units: expected a positive integer or None, got {self.share_units!r}")
         if (self.memory_gib is None) != (self.memory_limit_gib is None):
             raise ScenarioError("memory_gib and memory_limit_gib: give both or neither")
-        if self.memory_gib is not None:
-            memory = field("memory_gib", (batch, models))
-            _refuse("memory_gib", memory, memory < 0, "expected at least 0 GiB", ScenarioError)
-            limit = field("memory_limit_gib", (batch,))
-            _refuse("memory_limit_gib", limit, limit <= 0, "expected more than 0 GiB", ScenarioError)
-            put("memory_gib", memory)
-            put("memory_limit_gib", limit)
-        if self.deadline_s is not None:
-            deadline = field("deadline_s", (batch,))
-            _refuse("deadline_s", deadline, deadline <= 0, "expected more than 0 seconds", ScenarioError)
-            put("deadline_s", deadline)
-        put("category_names", _names("category_names", self.category_names, categories))
-        put("model_names", _names("model_names", self.model_names, models))
-        for name, value in (
-            ("demand", demand),
-            ("quality", quality.to(demand.device)),
-            ("steps", steps),
-            ("step_time_s", step_time),
-            ("overhead_s", overhead),
-            ("latency_weight", weight),
-        ):
-            put(name, value)
 
     def __len__(self) -> int:
         return self.demand.shape[0]
@@ -291,7 +224,7 @@ class Scenario:
 
     def __getitem__(self, index: Any) -> Scenario:
         """A part of the batch; the batch dimension stays, also for a single index."""
-        index = _rows(index, len(self))
+        index = rows(index, len(self))
         return self._map(lambda tensor, name: tensor if name == "steps" else tensor[index])
 
     @classmethod
@@ -327,32 +260,8 @@ class Scenario:
             >>> Scenario.random(2, seed=0).shape
             (2, 4, 3, 50)
         """
-        import numpy as np
-
-        for name, value in (("batch", batch), ("categories", categories), ("models", models), ("steps", steps)):
-            if value < 1:
-                raise ScenarioError(f"{name}: expected at least 1, got {value}")
-        rng = np.random.default_rng(seed)
-        capability = np.arange(models) / max(models - 1, 1)
-        demand = rng.gamma(2.0, 10.0 / categories, (batch, categories)) + 0.1
-        step_time = 0.05 * 10**capability * np.exp(0.1 * rng.standard_normal((batch, models)))
-        overhead = np.broadcast_to(0.02 * 10 ** (capability / 2), (batch, models))
-        top = (
-            28
-            + 4 * capability
-            + 2 * rng.standard_normal((batch, categories, 1))
-            + 1.5 * rng.standard_normal((batch, categories, models))
-        )
-        tau = rng.uniform(4, 10, (batch, 1, models)) * np.exp(0.7 * rng.standard_normal((batch, categories, models)))
-        counts = np.arange(1, steps + 1)
-        quality = top[..., None] - 12 * np.exp(-counts / tau[..., None])
-        weight = 10 ** rng.uniform(-2.7, -0.7, batch)
-        if latency == "queue":
-            service = (overhead + counts[(steps - 1) // 2] * step_time).min(-1)
-            load = rng.uniform(0.2, 0.8, batch)
-            demand = demand * (load / (demand.sum(-1) * service))[:, None]
-        arrays = (demand, quality, counts, step_time, overhead, weight)
-        d, q, k, a, o, w = (torch.as_tensor(np.array(array)) for array in arrays)
+        arrays = scenario_arrays(batch, categories, models, steps, seed=seed, latency=latency)
+        d, q, k, a, o, w = (torch.as_tensor(array) for array in arrays)
         return cls(d, q, k, a, o, w, latency=latency)
 
 
@@ -376,8 +285,8 @@ class Plan:
     share: Tensor
 
     def __post_init__(self) -> None:
-        assignment = _floats("assignment", self.assignment, PlanError)
-        share = _floats("share", self.share, PlanError)
+        assignment = floats("assignment", self.assignment, PlanError)
+        share = floats("share", self.share, PlanError)
         steps = torch.as_tensor(self.steps)
         if assignment.ndim != 3:
             raise PlanError(
@@ -388,22 +297,22 @@ class Plan:
             if tensor.shape != expected:
                 raise PlanError(f"{name}: expected shape {expected}, got {tuple(tensor.shape)}")
         if steps.is_floating_point():
-            _refuse("steps", steps, steps != steps.round(), "expected whole numbers", PlanError)
-        _refuse("assignment", assignment, ~(assignment >= 0), "expected probabilities of at least 0", PlanError)
-        rows = assignment.sum(-1)
-        _refuse(
+            refuse("steps", steps, steps != steps.round(), "expected whole numbers", PlanError)
+        refuse("assignment", assignment, ~(assignment >= 0), "expected probabilities of at least 0", PlanError)
+        sums = assignment.sum(-1)
+        refuse(
             "assignment row sum",
-            rows,
-            ~((rows - 1).abs() <= ROW_SUM_TOLERANCE),
+            sums,
+            ~((sums - 1).abs() <= ROW_SUM_TOLERANCE),
             "expected rows that sum to 1",
             PlanError,
         )
-        _refuse("share", share, ~(share >= 0), "expected shares of at least 0", PlanError)
+        refuse("share", share, ~(share >= 0), "expected shares of at least 0", PlanError)
         total = share.sum(-1)
-        _refuse("share sum", total, ~(total <= 1 + 1e-6), "expected shares that sum to at most 1", PlanError)
-        off = (rows - 1).abs() > _ROUNDING
+        refuse("share sum", total, ~(total <= 1 + 1e-6), "expected shares that sum to at most 1", PlanError)
+        off = (sums - 1).abs() > _ROUNDING
         over = total > 1 + _ROUNDING
-        object.__setattr__(self, "assignment", assignment / torch.where(off, rows, 1.0)[..., None])
+        object.__setattr__(self, "assignment", assignment / torch.where(off, sums, 1.0)[..., None])
         object.__setattr__(self, "steps", steps.to(torch.int64))
         object.__setattr__(self, "share", share / torch.where(over, total, 1.0)[..., None])
 
@@ -412,7 +321,7 @@ class Plan:
 
     def __getitem__(self, index: Any) -> Plan:
         """Plans of a part of the batch; the batch dimension stays, also for a single index."""
-        index = _rows(index, len(self))
+        index = rows(index, len(self))
         return Plan(self.assignment[index], self.steps[index], self.share[index])
 
     def to(self, device: torch.device | str) -> Plan:
@@ -444,7 +353,7 @@ class Outcome:
 
     def __getitem__(self, index: Any) -> Outcome:
         """Outcomes of a part of the batch; the batch dimension stays, also for a single index."""
-        index = _rows(index, len(self))
+        index = rows(index, len(self))
         return Outcome(*(getattr(self, f.name)[index] for f in dataclasses.fields(self)))
 
 
@@ -479,6 +388,6 @@ class SearchResult:
 
     def __getitem__(self, index: Any) -> SearchResult:
         """Results of a part of the batch; method, proposals and seconds stay those of the whole search."""
-        index = _rows(index, len(self))
+        index = rows(index, len(self))
         own = {name: getattr(self, name)[index] for name in ("plan", "utility", "bound", "gap", "feasible")}
         return dataclasses.replace(self, **own, history=self.history[:, index])
