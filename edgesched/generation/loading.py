@@ -43,24 +43,24 @@ def parts_of(folder: str, dtype: torch.dtype, variant: str | None, told: str) ->
         ModelError: If a weight is missing or has another shape, or no part has the variant.
     """
     index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
-    found, varied = {}, False
-    for part, value in index.items():
-        kind = _network(value)
-        if kind is None or part == "safety_checker":
-            continue
-        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        if variant is not None and any(
-            f".{variant}." in file.name for file in (Path(folder) / part).glob("*.safetensors")
-        ):
-            options["variant"], varied = variant, True
-        network, info = kind.from_pretrained(Path(folder) / part, **options)
-        complete(network, info, f"{told}, part {part!r}")
-        found[part] = network
-    if variant is not None and found and not varied:
+    kinds = {part: kind for part, value in index.items() if (kind := _network(value)) and part != "safety_checker"}
+    varied = {
+        part for part in kinds
+        if variant is not None and any(f".{variant}." in file.name for file in (Path(folder) / part).glob("*.safetensors"))
+    }  # fmt: skip
+    if variant is not None and kinds and not varied:
         raise ModelError(
             f"{told}: no part has weights of the variant {variant!r} (such as unet/diffusion_pytorch_model.{variant}.safetensors); "
             "leave variant out, or give a folder that has it"
         )
+    found = {}
+    for part, kind in kinds.items():
+        options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        network, info = kind.from_pretrained(
+            Path(folder) / part, **options, **({"variant": variant} if part in varied else {})
+        )
+        complete(network, info, f"{told}, part {part!r}")
+        found[part] = network
     return found
 
 
