@@ -16,7 +16,7 @@ from edgesched.equations.delay import total_delay
 from edgesched.equations.shares import share_for_load
 from edgesched.errors import ArgumentError, PlanError, SearchError
 from edgesched.search import Cooling, Stopping
-from edgesched.search.anneal import kernel, rng
+from edgesched.search.anneal import checkpoint, kernel, rng
 from edgesched.search.anneal.general import queue_shares
 
 anneal = es.search.anneal
@@ -128,7 +128,7 @@ def test_two_processes_give_the_same_bits():
     ],
 )
 def test_stop_and_resume_gives_the_same_bits(kind, options, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint, "_SAVE_SECONDS", 0.0)
     s, given = problem(kind)
     whole = anneal(s, **given, **SMALL, **options)
     path = tmp_path / "run.pt"

@@ -15,17 +15,17 @@ from typing import Any
 
 import torch
 from rich.progress import Progress as Bar
+from rich.progress import TaskID
 from torch import Tensor
 
 from edgesched.equations.bounds import upper_bound
-from edgesched.equations.shares import best_share
 from edgesched.equations.utility import evaluate
 from edgesched.errors import ArgumentError, SearchError
-from edgesched.search._plans import plan_at
 from edgesched.search._result import certified, checked_assignment, checked_share, checked_steps, positive
-from edgesched.search.anneal import checkpoint as checkpoints
 from edgesched.search.anneal import kernel
 from edgesched.search.anneal.chains import Progress, Rules, Run
+from edgesched.search.anneal.checkpoint import Ledger, fingerprint
+from edgesched.search.anneal.finish import gathered
 from edgesched.search.anneal.schedule import Cooling, Stopping
 from edgesched.search.anneal.tables import Tables, build, piece_sizes
 from edgesched.types import Plan, Scenario, SearchResult
@@ -36,7 +36,7 @@ SHARE_MODES = ("closed_form", "annealed")
 _NUMBERS_AT_ONCE = 32_000_000
 _NUMBERS_A_CELL = 10  # of the tables while they are made
 _SHARE_OF_GPU = 64
-_SAVE_SECONDS = 10.0
+_SEEDS_APART = 0x51ED2701
 # Proposals that repay compilation, measured on two cores of an EPYC with an empty cache: 18-32 s against 11 ns saved
 # a proposal (assignment given), 7-12 s against 29 ns (joint), 25-45 s against 120-170 ns (queues and limits).
 _REPAID_GIVEN = 2_500_000_000
@@ -114,103 +114,166 @@ def anneal(
     for name, value, kind in (("cooling", cooling, Cooling), ("stopping", stopping, Stopping)):
         if not isinstance(value, kind):
             raise ArgumentError(f"{name}: expected search.{kind.__name__}(...), got {value!r}")
-    max_seconds, target_gap = stopping.max_seconds, stopping.target_gap
+    known = _checked(scenario, assignment, steps, share, start)
+    closed = shares == "closed_form"
+    if compile is None:
+        tried = chains * iterations * restarts * len(scenario)
+        compile = _worth_compiling(scenario, tried, known.assignment is not None, closed and share is None)
+    compile = compile and (scenario.device.type != "cpu" or kernel.compiler())
+    rules = Rules(chains, iterations, seed, cooling, stopping, compile)
+    at_once = _scenarios_at_once(known, chains)
+    ledger = _ledger(known, rules, f"{closed} {restarts} {stopping.target_gap} {at_once}", checkpoint)
+    annealing = _Annealing(known, rules, closed, restarts, at_once, ledger, started)
+    with Bar(disable=not progress) as bar:
+        plan, history = annealing.run(polish, bar, callback)
+    return certified("anneal", scenario, known.assignment, plan, annealing.started, annealing.proposals, history,
+                     index=known.steps, share=known.share)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """A batch of scenarios and what is given in it, as :func:`anneal` takes it; ``steps`` are indices."""
+
+    scenario: Scenario
+    assignment: Tensor | None
+    steps: Tensor | None
+    share: Tensor | None
+    start: Plan | None
+
+    def part(self, rows: slice) -> _Known:
+        a, k, f = (None if x is None else x[rows] for x in (self.assignment, self.steps, self.share))
+        return _Known(self.scenario[rows], a, k, f, None if self.start is None else self.start[rows])
+
+    def twice(self) -> _Known:
+        def both(x: Tensor) -> Tensor:
+            return x.repeat(2, *[1] * (x.ndim - 1))
+
+        a, k, f = (None if x is None else both(x) for x in (self.assignment, self.steps, self.share))
+        start = self.start
+        if start is not None:
+            start = Plan(both(start.assignment), both(start.steps), both(start.share))
+        return _Known(self.scenario.repeat(2), a, k, f, start)
+
+    def tables(self, closed: bool) -> Tables:
+        return build(self.scenario, self.assignment, self.steps, self.share, closed).started_at(self.start)
+
+    def target(self, gap: float | None) -> Tensor | None:
+        """Utility within ``gap`` of the bound, shape (B,)."""
+        if gap is None:
+            return None
+        bound = upper_bound(self.scenario, self.assignment)
+        return bound - gap * bound.abs().clamp(min=1)
+
+
+class _Annealing:
+    """The jobs of one call: every chunk of scenarios, every restart of it.
+
+    Args:
+        known: The whole batch.
+        rules: How a job runs; each restart has a seed of its own.
+        closed: Whether shares follow from the loads where they can.
+        restarts: Restarts of each chunk.
+        at_once: Scenarios of a chunk.
+        ledger: What is done already, and where to keep it.
+        started: Start of the clock; compilation moves it on.
+    """
+
+    def __init__(
+        self, known: _Known, rules: Rules, closed: bool, restarts: int, at_once: int, ledger: Ledger, started: float
+    ) -> None:
+        self.known, self.rules, self.closed, self.restarts = known, rules, closed, restarts
+        batch = len(known.scenario)
+        self.chunks = [slice(i, min(i + at_once, batch)) for i in range(0, batch, at_once)]
+        self.ledger, self.started = ledger, started
+        self.proposals = 0
+
+    def run(self, polish: bool, bar: Bar, callback: Callable[[Progress], None] | None) -> tuple[Plan, Tensor]:
+        """Best plan of each scenario, and history of shape (≤ 201, B)."""
+        iterations = self.rules.iterations
+        total = len(self.chunks) * self.restarts * iterations
+        task = bar.add_task("annealing", total=total, completed=len(self.ledger.finished) * iterations)
+        plans, histories = [], []
+        for i, rows in enumerate(self.chunks):
+            part, real = self.known.part(rows), slice(0, rows.stop - rows.start)
+            # Compiled code is made for sizes of 2 or more: a lone scenario gets a companion that is not counted.
+            if self.rules.compile and real.stop == 1:
+                part = part.twice()
+            tables = part.tables(self.closed)
+            results = [self._job(i, restart, part, tables, bar, task, callback) for restart in range(self.restarts)]
+            self.proposals += sum(int(found["done"]) for found in results) * self.rules.chains * real.stop
+            plan, history = gathered(tables, results, polish)
+            plans.append(plan[real])
+            histories.append(history[:, real])
+        plan = Plan(*(torch.cat([getattr(p, f) for p in plans]) for f in ("assignment", "steps", "share")))
+        length = max(len(h) for h in histories)
+        return plan, torch.cat([torch.cat([h, h[-1:].expand(length - len(h), -1)]) for h in histories], 1)
+
+    def _job(
+        self, chunk: int, restart: int, part: _Known, tables: Tables, bar: Bar, task: TaskID,
+        callback: Callable[[Progress], None] | None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """States, energy, history and proposals of one restart of a chunk: run, gone on with or read."""
+        job, ledger, stopping = chunk * self.restarts + restart, self.ledger, self.rules.stopping
+        if job in ledger.finished:
+            return ledger.finished[job]
+        rules = dataclasses.replace(self.rules, seed=self.rules.seed + restart * _SEEDS_APART)
+        run = Run(tables, rules, part.target(stopping.target_gap), ledger.partial.get(job))
+        compiling = time.perf_counter()
+        with kernel.tell_apart(run.sizes()):
+            run.warm()
+            self.started += time.perf_counter() - compiling
+            deadline = None
+            if stopping.max_seconds is not None:
+                deadline = self.started + stopping.max_seconds * (job + 1) / (len(self.chunks) * self.restarts)
+            bar.update(task, completed=job * rules.iterations + run.done)
+            while run.advance(deadline, callback, lambda n: bar.advance(task, n)):
+                if ledger.due():
+                    ledger.partial[job] = run.state()
+                    ledger.write()
+        states, energy = run.winners()
+        found = {"states": states, "energy": energy, "history": torch.stack(run.history), "done": run.done}
+        ledger.partial.pop(job, None)
+        if run.over():
+            ledger.finished[job] = found
+        else:
+            ledger.partial[job] = run.state()
+        ledger.write()
+        return found
+
+
+def _checked(
+    scenario: Scenario, assignment: Tensor | None, steps: Tensor | None, share: Tensor | None, start: Plan | None
+) -> _Known:
     given = checked_assignment(scenario, assignment)
     index = checked_steps(scenario, steps)
-    b, c, m, k = scenario.shape
+    _, _, m, k = scenario.shape
     if max(m, k) > 32_767:
         raise SearchError(f"anneal: at most 32,767 models and step counts, got {m} and {k}")
     share = checked_share(scenario, share)
     if start is not None:
         evaluate(scenario, start)  # says what does not fit
-    closed = shares == "closed_form"
-    tried = chains * iterations * restarts * b
-    simple = closed and share is None
-    use = _worth_compiling(scenario, tried, given is not None, simple) if compile is None else compile
-    use = use and (scenario.device.type != "cpu" or kernel.compiler())
-    rules = Rules(chains, iterations, seed, cooling, stopping, use)
-    saved: dict[str, Any] = {"finished": {}, "partial": {}}
-    rows = m if given is not None else c * len(piece_sizes(c, True))
-    cells = (c if given is not None else rows) * m * k
+    return _Known(scenario, given, index, share, start)
+
+
+def _ledger(known: _Known, rules: Rules, more: str, checkpoint: Path | str | None) -> Ledger:
+    """What a checkpoint holds of the same search; compilation and a time limit change no result."""
+    device = known.scenario.device
+    if checkpoint is None:
+        return Ledger(None, "", device)
+    kept = dataclasses.replace(rules, compile=False, stopping=dataclasses.replace(rules.stopping, max_seconds=None))
+    start = () if known.start is None else (known.start.assignment, known.start.steps, known.start.share)
+    parts = [known.assignment, known.steps, known.share, *start]
+    return Ledger(Path(checkpoint), fingerprint(known.scenario, parts, f"{kept} {more}"), device)
+
+
+def _scenarios_at_once(known: _Known, chains: int) -> int:
+    """Scenarios of a chunk, by the numbers that their chains and tables hold."""
+    _, c, m, k = known.scenario.shape
+    given = known.assignment is not None
+    rows = m if given else c * len(piece_sizes(c, True))
+    cells = (c if given else rows) * m * k
     numbers = max(chains, 2) * 6 * (rows + m) + _NUMBERS_A_CELL * cells
-    at_once = max(1, _numbers_at_once(scenario.device) // numbers)
-    path = None if checkpoint is None else Path(checkpoint)
-    problem = ""
-    if path is not None:
-        kept = dataclasses.replace(rules, compile=False, stopping=dataclasses.replace(stopping, max_seconds=None))
-        known = [given, index, share, *(() if start is None else (start.assignment, start.steps, start.share))]
-        problem = checkpoints.fingerprint(scenario, known, f"{kept} {closed} {restarts} {target_gap} {at_once}")
-        saved = checkpoints.load(path, problem, scenario.device) or saved
-    jobs = [(slice(i, min(i + at_once, b)), r) for i in range(0, b, at_once) for r in range(restarts)]
-    finished: dict[int, dict[str, Any]] = saved["finished"]
-    partial: dict[int, dict[str, Tensor]] = saved["partial"]
-    saved_at = time.perf_counter()
-
-    def write() -> None:
-        if path is not None:
-            checkpoints.save(path, {"problem": problem, "finished": finished, "partial": partial})
-
-    plans, histories = [], []
-    outcomes: list[dict[str, Any]] = []
-    with Bar(disable=not progress) as bar:
-        task = bar.add_task("annealing", total=len(jobs) * iterations, completed=len(finished) * iterations)
-        for job, (part, restart) in enumerate(jobs):
-            piece = scenario[part]
-            pad = use and len(piece) == 1
-            given_part, index_part, share_part = (
-                None if x is None else x[part] for x in (given, index, share)
-            )  # fmt: skip
-            first = None if start is None else start[part]
-            if pad:
-                piece = piece.repeat(2)
-                given_part, index_part, share_part = (
-                    None if x is None else x.repeat(2, *[1] * (x.ndim - 1))
-                    for x in (given_part, index_part, share_part)
-                )
-                if first is not None:
-                    first = Plan(first.assignment.repeat(2, 1, 1), first.steps.repeat(2, 1), first.share.repeat(2, 1))
-            tables = build(piece, given_part, index_part, share_part, closed).started_at(first)
-            if job not in finished:
-                own = dataclasses.replace(rules, seed=seed + restart * 0x51ED2701)
-                run = Run(tables, own, _target(piece, given_part, target_gap), partial.get(job))
-                compiling = time.perf_counter()
-                with kernel.tell_apart(run.sizes()):
-                    run.warm()
-                    started += time.perf_counter() - compiling
-                    deadline = None if max_seconds is None else started + max_seconds * (job + 1) / len(jobs)
-                    bar.update(task, completed=job * iterations + run.done)
-                    while run.advance(deadline, callback, lambda n: bar.advance(task, n)):
-                        if path is not None and time.perf_counter() - saved_at > _SAVE_SECONDS:
-                            partial[job] = run.state()
-                            write()
-                            saved_at = time.perf_counter()
-                states, energy = run.winners()
-                outcome: dict[str, Any] = {
-                    "states": states,
-                    "energy": energy,
-                    "history": torch.stack(run.history),
-                    "done": run.done,
-                }
-                partial.pop(job, None)
-                if run.over():
-                    finished[job] = outcome
-                else:
-                    partial[job] = run.state()
-                write()
-            else:
-                outcome = finished[job]
-            outcomes.append(outcome)
-            if restart == restarts - 1:
-                results = outcomes[job + 1 - restarts : job + 1]
-                plan, history = _gathered(tables, results, polish)
-                real = slice(0, part.stop - part.start)
-                plans.append(plan[real])
-                histories.append(history[:, real])
-    proposals = sum(int(d["done"]) * chains * (p.stop - p.start) for d, (p, _) in zip(outcomes, jobs, strict=True))
-    plan = Plan(*(torch.cat([getattr(p, f) for p in plans]) for f in ("assignment", "steps", "share")))
-    length = max(len(h) for h in histories)
-    history = torch.cat([torch.cat([h, h[-1:].expand(length - len(h), -1)]) for h in histories], 1)
-    return certified("anneal", scenario, given, plan, started, proposals, history, index=index, share=share)
+    return max(1, _numbers_at_once(known.scenario.device) // numbers)
 
 
 def _numbers_at_once(device: torch.device) -> int:
@@ -232,53 +295,3 @@ def _worth_compiling(scenario: Scenario, proposals: int, given: bool, closed: bo
     if not closed or scenario.latency != "slot" or any(limit is not None for limit in limits):
         return proposals >= _REPAID_GENERAL
     return proposals >= (_REPAID_GIVEN if given else _REPAID_JOINT)
-
-
-def _target(scenario: Scenario, given: Tensor | None, target_gap: float | None) -> Tensor | None:
-    if target_gap is None:
-        return None
-    bound = upper_bound(scenario, given)
-    return bound - target_gap * bound.abs().clamp(min=1)
-
-
-def _gathered(tables: Tables, results: list[dict[str, Any]], polish: bool) -> tuple[Plan, Tensor]:
-    """Plan and history of a chunk from its restarts."""
-    best = torch.stack([r["energy"] for r in results]).argmax(0)
-    count = len(results[0]["states"])
-    states = []
-    for i in range(count):
-        every = torch.stack([r["states"][i] for r in results])  # (restarts, rows, B)
-        states.append(every.gather(0, best.expand(1, every.shape[1], -1))[0].T.contiguous())
-    length = max(len(r["history"]) for r in results)
-    padded = [torch.cat([h, h[-1:].expand(length - len(h), -1)]) for h in (r["history"] for r in results)]
-    return _finish(tables, states, polish), torch.stack(padded).amax(0)
-
-
-def _finish(tables: Tables, states: list[Tensor], polish: bool) -> Plan:
-    """The plan of each scenario's best state (B, rows), its shares and where possible its assignment made optimal."""
-    scenario = tables.scenario
-    b, c, m, _ = scenario.shape
-    parts = iter(states)
-    if tables.given is not None:
-        assignment = tables.given
-    else:
-        chosen = torch.nn.functional.one_hot(next(parts).long(), m).to(scenario.demand.dtype)
-        size = tables.pieces.to(scenario.demand.dtype)
-        assignment = (chosen.reshape(b, c, len(size), m) * size[:, None]).sum(-2)
-    index = next(parts).long()
-    steps = scenario.steps[index]
-    if tables.share is not None:
-        return Plan(assignment, steps, tables.share)
-    if tables.units is not None and not polish:
-        share = next(parts).to(scenario.demand.dtype) / tables.units
-        return Plan(assignment, steps, share)
-    plan = Plan(assignment, steps, best_share(scenario, assignment, steps))
-    if not polish or tables.given is not None or not tables.separable:
-        return plan
-    other = plan_at(scenario, index)
-    better = evaluate(scenario, other).utility > evaluate(scenario, plan).utility
-    return Plan(
-        torch.where(better[:, None, None], other.assignment, plan.assignment),
-        steps,
-        torch.where(better[:, None], other.share, plan.share),
-    )

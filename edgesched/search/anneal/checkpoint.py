@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,38 @@ from torch import Tensor
 
 from edgesched.errors import SearchError
 from edgesched.types import Scenario
+
+_SAVE_SECONDS = 10.0
+
+
+class Ledger:
+    """Jobs that are over and jobs under way, kept in a file where there is one.
+
+    Args:
+        path: File to keep them in, read first if it exists.
+        problem: Fingerprint of the problem and the settings.
+        device: Where tensors go.
+
+    Raises:
+        SearchError: As :func:`load`.
+    """
+
+    def __init__(self, path: Path | None, problem: str, device: torch.device) -> None:
+        self.path, self.problem = path, problem
+        saved = None if path is None else load(path, problem, device)
+        self.finished: dict[int, dict[str, Any]] = saved["finished"] if saved else {}
+        self.partial: dict[int, dict[str, Tensor]] = saved["partial"] if saved else {}
+        self._saved_at = time.perf_counter()
+
+    def due(self) -> bool:
+        """Whether the file is there to be written and older than it should be."""
+        return self.path is not None and time.perf_counter() - self._saved_at > _SAVE_SECONDS
+
+    def write(self) -> None:
+        """Write the file, if there is to be one."""
+        if self.path is not None:
+            save(self.path, {"problem": self.problem, "finished": self.finished, "partial": self.partial})
+        self._saved_at = time.perf_counter()
 
 
 def fingerprint(scenario: Scenario, parts: list[Tensor | None], settings: str) -> str:
