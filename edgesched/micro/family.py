@@ -33,16 +33,8 @@ from edgesched.micro.build import (
     text_encoder,
     tokenize,
 )
-from edgesched.micro.train import (
-    AutoencoderModule,
-    DecoderModule,
-    DenoiserModule,
-    JudgeModule,
-    ScenePool,
-    draw_pool,
-    fit_module,
-    to_pixels,
-)
+from edgesched.micro.pool import ScenePool, draw_pool, to_pixels
+from edgesched.micro.train import AutoencoderModule, DecoderModule, DenoiserModule, JudgeModule, fit_module
 from edgesched.types import PromptSet
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,7 @@ is not.
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,73 +23,9 @@ from transformers import CLIPModel
 
 from edgesched.errors import CampaignError
 from edgesched.micro import world
-from edgesched.micro.build import PATCH_SIZE, build_scheduler, tokenize
-
-log = logging.getLogger(__name__)
-CATEGORY_WEIGHTS = {"Basic": 0.2, "Detail": 0.25, "Imagination": 0.25, "Complex": 0.3}
-ATTRIBUTE_WEIGHTS = {"relation": 2.0, "shape": 2.0, "count": 1.5, "texture": 1.5}
-
-
-@dataclass(frozen=True)
-class ScenePool:
-    """Rendered scenes with captions and captions that get one attribute wrong.
-
-    Args:
-        images: Shape (scenes, 64, 64, 3), uint8.
-        tokens: Caption token ids, shape (scenes, tokens), int64.
-        wrong_tokens: Token ids of wrong captions, shape (scenes, wrong, tokens), int64.
-        labels: What each caption says, shape (scenes, len(world.LABELS)), int64, −1 where it is silent.
-        owners: The thing that covers most of each patch of the judge, shape (scenes, patches), int64, −1 where
-            the background does.
-        captions: Caption of each scene.
-    """
-
-    images: np.ndarray
-    tokens: Tensor
-    wrong_tokens: Tensor
-    labels: Tensor
-    owners: Tensor
-    captions: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-
-def draw_pool(scenes: int, seed: int, wrong: int = 6) -> ScenePool:
-    """Draw scenes in the proportions of :data:`CATEGORY_WEIGHTS`, each with ``wrong`` false captions.
-
-    The wrong attribute is drawn in the proportions of :data:`ATTRIBUTE_WEIGHTS`, the harder the oftener.
-    """
-    rng = np.random.default_rng([seed, 7])
-    names, weights = list(CATEGORY_WEIGHTS), list(CATEGORY_WEIGHTS.values())
-    images = np.empty((scenes, world.IMAGE_SIZE, world.IMAGE_SIZE, 3), np.uint8)
-    captions, false, labels, owners = [], [], [], []
-    for i in range(scenes):
-        scene = world.sample_scene(names[int(rng.choice(len(names), p=weights))], rng)
-        images[i], owner = world.draw(scene, rng)
-        owners.append(_patch_owners(owner))
-        captions.append(world.caption(scene))
-        labels.append(world.labels(scene))
-        stated = world.attributes(scene)
-        odds = np.array([ATTRIBUTE_WEIGHTS.get(attribute, 1.0) for attribute in stated])
-        changed = rng.choice(stated, wrong, p=odds / odds.sum())
-        false += [world.caption(world.mutate(scene, str(attribute), rng)) for attribute in changed]
-    wrong_tokens = tokenize(false).reshape(scenes, wrong, -1)
-    patches = torch.as_tensor(np.stack(owners)).long()
-    return ScenePool(images, tokenize(captions), wrong_tokens, torch.tensor(labels), patches, tuple(captions))
-
-
-def _patch_owners(owner: np.ndarray) -> np.ndarray:
-    """The thing that covers at least a third of a patch, else the background; pixels (side, side) to (patches,)."""
-    n = owner.shape[0] // PATCH_SIZE
-    patches = owner.reshape(n, PATCH_SIZE, n, PATCH_SIZE).transpose(0, 2, 1, 3).reshape(n * n, -1)
-    share = np.stack([(patches == place).mean(1) for place in (0, 1)])
-    return np.where(share.max(0) >= 1 / 3, share.argmax(0), -1).astype(np.int8)
-
-
-def to_pixels(images: np.ndarray | Tensor) -> Tensor:
-    """uint8 images (N, H, W, 3) as floats in [−1, 1], shape (N, 3, H, W)."""
-    return torch.as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+from edgesched.micro.build import build_scheduler
+from edgesched.micro.optimiser import MuonAdamW
+from edgesched.micro.pool import ScenePool, to_pixels
 
 
 class Batches(IterableDataset):
@@ -107,71 +41,6 @@ class Batches(IterableDataset):
             rng = np.random.default_rng([self.seed, step])
             yield torch.as_tensor(rng.integers(0, self.size, self.batch_size)), step
             step += 1
-
-
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the matrices inside a network and AdamW for the rest, stepped as one.
-
-    A convolution's weight counts as a matrix of one row an output channel.
-
-    Args:
-        matrices: Parameters of two or more dimensions for Muon.
-        others: Parameters for AdamW.
-        lr: Learning rate of AdamW.
-        matrix_lr: Learning rate of Muon, on the scale of AdamW's.
-        weight_decay: Weight decay of AdamW.
-    """
-
-    def __init__(
-        self,
-        matrices: Sequence[nn.Parameter],
-        others: Sequence[nn.Parameter],
-        lr: float,
-        matrix_lr: float,
-        weight_decay: float = 1e-3,
-    ) -> None:
-        groups = [{"params": list(others), "lr": lr}]
-        self.parts: list[torch.optim.Optimizer] = [torch.optim.AdamW(list(others), lr=lr, weight_decay=weight_decay)]
-        self.matrices = list(matrices)
-        # The same memory as the parameters, so that Muon's step in place is theirs.
-        self.views = [self._as_matrix(p.detach(), p).requires_grad_() for p in matrices]
-        assert all(view.data_ptr() == p.data_ptr() for view, p in zip(self.views, self.matrices, strict=True))
-        if matrices:
-            groups.append({"params": self.matrices, "lr": matrix_lr})
-            muon = torch.optim.Muon(self.views, lr=matrix_lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-            self.parts.append(muon)
-        super().__init__(groups, {})
-
-    @staticmethod
-    def _as_matrix(value: Tensor, weight: Tensor) -> Tensor:
-        """``value`` (the weight or its gradient) with one row an output channel, columns in the weight's order."""
-        if weight.ndim == 4 and not weight.is_contiguous():  # channels-last
-            value = value.permute(0, 2, 3, 1)
-        return value.reshape(len(value), -1)
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """One step of both."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for view, matrix in zip(self.views, self.matrices, strict=True):
-            view.grad = None if matrix.grad is None else self._as_matrix(matrix.grad, matrix)
-        for group, part in zip(self.param_groups, self.parts, strict=True):
-            part.param_groups[0]["lr"] = group["lr"]
-            part.step()
-        return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """State of the groups and of both optimisers."""
-        return {"groups": super().state_dict(), "parts": [part.state_dict() for part in self.parts]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a saved state."""
-        super().load_state_dict(state_dict["groups"])
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
 
 
 class MicroModule(L.LightningModule):
