@@ -12,7 +12,16 @@ from edgesched.errors import ScenarioError
 
 
 def floats(name: str, value: Any, error: type[Exception]) -> Tensor:
-    """Turn numbers, lists, arrays or tensors into a floating tensor (float64 unless it already floats)."""
+    """Turn numbers, lists, arrays or tensors into a floating tensor (float64 unless it already floats).
+
+    Args:
+        name: Field, as messages call it.
+        value: Numbers, nested as they come.
+        error: What is raised.
+
+    Raises:
+        Exception: ``error``, if the value is not made of numbers.
+    """
     try:
         tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as exc:
@@ -21,7 +30,17 @@ def floats(name: str, value: Any, error: type[Exception]) -> Tensor:
 
 
 def shaped(name: str, tensor: Tensor, shape: tuple[int, ...], error: type[Exception]) -> Tensor:
-    """Expand missing leading dimensions, or say which shape was expected."""
+    """Expand missing leading dimensions, or say which shape was expected.
+
+    Args:
+        name: Field, as messages call it.
+        tensor: What is given.
+        shape: What is needed; leading dimensions may be missing or of size 1.
+        error: What is raised.
+
+    Raises:
+        Exception: ``error``, if the shape does not fit.
+    """
     if tensor.shape == shape:
         return tensor
     if tensor.ndim < len(shape) and (tensor.ndim == 0 or tensor.shape == shape[-tensor.ndim :]):
@@ -34,7 +53,18 @@ def shaped(name: str, tensor: Tensor, shape: tuple[int, ...], error: type[Except
 
 
 def refuse(name: str, tensor: Tensor, bad: Tensor, allowed: str, error: type[Exception]) -> None:
-    """Raise ``error`` naming the first offending entry of ``tensor`` if any entry of ``bad`` is set."""
+    """Raise ``error`` naming the first offending entry of ``tensor`` if any entry of ``bad`` is set.
+
+    Args:
+        name: Field, as messages call it.
+        tensor: Values.
+        bad: Boolean, of the same shape.
+        allowed: What is allowed, as the message ends.
+        error: What is raised.
+
+    Raises:
+        Exception: ``error``, if any entry is bad.
+    """
     if bool(bad.any()):
         index = tuple(int(i) for i in bad.nonzero()[0])
         value = tensor.detach()[index].item()
@@ -42,7 +72,12 @@ def refuse(name: str, tensor: Tensor, bad: Tensor, allowed: str, error: type[Exc
 
 
 def rows(index: Any, length: int) -> slice | Any:
-    """An index as one that keeps the batch dimension: any whole number (also NumPy's) becomes a slice."""
+    """An index as one that keeps the batch dimension: any whole number (also NumPy's) becomes a slice.
+
+    Args:
+        index: Whole number, slice, list or tensor.
+        length: Size of the batch.
+    """
     try:
         at = range(length)[operator.index(index)]
     except TypeError:
@@ -51,7 +86,16 @@ def rows(index: Any, length: int) -> slice | Any:
 
 
 def names(field: str, value: Any, count: int) -> tuple[str, ...] | None:
-    """Names in the order of a dimension, or None; as many as it has, none twice."""
+    """Names in the order of a dimension, or None; as many as it has, none twice.
+
+    Args:
+        field: Field, as messages call it.
+        value: Names, or one as a text, or None.
+        count: Size of the dimension.
+
+    Raises:
+        ScenarioError: If there are more or fewer, one comes twice, or one is no text.
+    """
     if value is None:
         return None
     given = (value,) if isinstance(value, str) else tuple(value)
@@ -61,7 +105,15 @@ def names(field: str, value: Any, count: int) -> tuple[str, ...] | None:
 
 
 def step_counts(value: Any, device: torch.device) -> Tensor:
-    """Denoising steps on offer, as strictly increasing whole numbers of at least 1, shape (K,), int64."""
+    """Denoising steps on offer, as strictly increasing whole numbers of at least 1, shape (K,), int64.
+
+    Args:
+        value: Step counts on offer.
+        device: Where they go.
+
+    Raises:
+        ScenarioError: If they are not one strictly increasing list of whole numbers of at least 1.
+    """
     steps = torch.as_tensor(value)
     if steps.ndim != 1 or steps.numel() == 0:
         raise ScenarioError(f"steps: expected a list of step counts, got shape {tuple(steps.shape)}")

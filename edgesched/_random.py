@@ -10,7 +10,22 @@ from edgesched.errors import ScenarioError
 def scenario_arrays(
     batch: int, categories: int, models: int, steps: int, *, seed: int, latency: str
 ) -> tuple[np.ndarray, ...]:
-    """Demand, quality, step counts, step times, overheads and weights of random scenarios, in this order."""
+    """Demand, quality, step counts, step times, overheads and weights of random scenarios, in this order.
+
+    Args:
+        batch: Scenarios B.
+        categories: Categories C.
+        models: Models M.
+        steps: Step options K.
+        seed: Seed of the draw.
+        latency: ``"slot"`` or ``"queue"``.
+
+    Returns:
+        Shapes (B, C), (B, C, M, K), (K,), (B, M), (B, M) and (B,).
+
+    Raises:
+        ScenarioError: If a size is below 1.
+    """
     for name, value in (("batch", batch), ("categories", categories), ("models", models), ("steps", steps)):
         if value < 1:
             raise ScenarioError(f"{name}: expected at least 1, got {value}")

@@ -53,6 +53,10 @@ class Policy(Protocol):
     def __call__(self, scenario: Scenario, scores: Scores | None) -> Tensor | None:
         """Shares of every category by model, shape (B, C, M), rows summing to 1; None leaves them to the search.
 
+        Args:
+            scenario: A batch of B problems.
+            scores: Fitted score distributions of its categories, models and step counts, where the policy needs them.
+
         Raises:
             PlanError: If the policy does not fit this problem.
             ArgumentError: If a setting is wrong, whatever the problem.

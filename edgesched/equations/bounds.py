@@ -119,7 +119,13 @@ def _joint_bound(scenario: Scenario, nodes: int) -> Tensor:
 
 
 def dual_terms(scenario: Scenario, assignment: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Groups that choose freely: their gains (B, G, choices), weights (B, G) and costs (B, G or 1, choices)."""
+    """Groups that choose freely: their gains (B, G, choices), weights (B, G) and costs (B, G or 1, choices).
+
+    Args:
+        scenario: Batch of B scenarios.
+        assignment: If given, shape (B, C, M): the groups are models then, each choosing its step count; otherwise they
+            are categories, each choosing a model and a step count.
+    """
     b, c, m, k = scenario.shape
     cost = request_cost(scenario)
     if assignment is None:
@@ -135,6 +141,13 @@ def dual_value(scenario: Scenario, gain: Tensor, weight: Tensor, cost: Tensor, x
     """N times the bound at x, shape (B,); every group needs a finite gain.
 
     The gradient is that of the choices made (Danskin), so that masked options have no part in it.
+
+    Args:
+        scenario: Batch of B scenarios.
+        gain: Points of every choice, shape (B, G, choices).
+        weight: Requests of every group, shape (B, G).
+        cost: √t (slot) or t (queue) of every choice, shape (B, G or 1, choices).
+        x: Dual variable, shape (B,).
     """
     coefficient, constant = price(scenario.latency, scenario.latency_weight.double(), x)
     choice = (gain - coefficient[:, None, None] * cost).detach().argmax(-1, keepdim=True)
@@ -157,12 +170,23 @@ def _minimiser(scenario: Scenario, gain: Tensor, weight: Tensor, cost: Tensor) -
 
 
 def gap(bound: Tensor, utility: Tensor) -> Tensor:
-    """(bound − utility) / max(|bound|, 1), shape (B,); +inf for an infeasible plan."""
+    """(bound − utility) / max(|bound|, 1), shape (B,); +inf for an infeasible plan.
+
+    Args:
+        bound: Upper bound on the utility, shape (B,).
+        utility: Utility found, shape (B,).
+    """
     return (bound - utility) / bound.abs().clamp(min=1)
 
 
 def regret(scenario: Scenario, bound: Tensor, utility: Tensor) -> Tensor:
-    """(bound − utility) / (bound − utility of the best single model and step count for everyone), shape (B,)."""
+    """(bound − utility) / (bound − utility of the best single model and step count for everyone), shape (B,).
+
+    Args:
+        scenario: Batch of B scenarios.
+        bound: Upper bound on the utility, shape (B,).
+        utility: Utility found, shape (B,).
+    """
     from edgesched.equations.utility import single_best_utility
 
     room = bound - single_best_utility(scenario).double()

@@ -48,7 +48,12 @@ class Concave:
 
     @classmethod
     def of(cls, scenario: Scenario, assignment: Tensor | None = None) -> Concave:
-        """The problems of a scenario's batch; a given assignment becomes one category per model, tied to it."""
+        """The problems of a scenario's batch; a given assignment becomes one category per model, tied to it.
+
+        Args:
+            scenario: Batch of B scenarios, which become R = B problems.
+            assignment: Shape (B, C, M), or None where it is free.
+        """
         quality = scenario.quality.double()
         demand = scenario.demand.double()
         service = step_service_times(scenario).double()
@@ -110,6 +115,18 @@ def fixed_value(
     """:func:`value` for Q (..., C, M), √t (..., M), n (..., C) and ω (...); also the choices left and right.
 
     −inf where a category with demand may not run any model at its step count.
+
+    Args:
+        quality: Q at the step counts, shape (..., C, M), −inf where masked.
+        cost: √t there, shape (..., M).
+        demand: n, shape (..., C).
+        weight: ω, shape (...).
+        start: First dual variable, shape (...).
+        evaluations: Most looks at the dual.
+
+    Returns:
+        Value times N and dual variable, each of shape (...), and the model of every category to the left (more load)
+        and to the right (less load) of the minimum, each of shape (..., C).
     """
     quality, dead = without_dead(quality, demand)
 
@@ -124,9 +141,18 @@ def fixed_value(
 
 @dataclass(frozen=True)
 class Nodes:
-    """Open nodes: problem, intervals (positions, ends included), bound times N, x there, and where to split.
+    """Open nodes of branch and bound, P of them; positions are places among the K step options.
 
-    ``spread`` is how far apart the step counts wanted of one model lie; a node without spread is not split.
+    Args:
+        row: Problem of each node, shape (P,).
+        low: First allowed position of every model, shape (P, M).
+        high: Last allowed position, shape (P, M).
+        bound: Upper bound times N, shape (P,); −inf where infeasible.
+        x: Dual variable there, shape (P,).
+        model: Model to split at, shape (P,).
+        split: Position after which its interval is split, shape (P,).
+        spread: How far apart the positions wanted of one model lie, shape (P,); a node with 0 is not split.
+        common: One position for every model, the best for the categories that chose it, shape (P, M).
     """
 
     row: Tensor
@@ -159,6 +185,9 @@ def relaxed(problem: Concave, row: Tensor, low: Tensor, high: Tensor, start: Ten
         high: Last allowed position, shape (P, M).
         start: First dual variable, shape (P,).
         looks: Looks at the dual; every one is valid.
+
+    Returns:
+        The P nodes, in the order given.
     """
     at_once = max(1, _CELLS_AT_ONCE // problem.cells)
     parts = []
@@ -216,9 +245,15 @@ def _relaxed(problem: Concave, row: Tensor, low: Tensor, high: Tensor, start: Te
 
 @dataclass(frozen=True)
 class Proof:
-    """What branch and bound leaves: bounds times N (R,), best step counts (R, M) and their values times N (R,).
+    """What branch and bound leaves of R problems.
 
-    ``row`` (R,) names in ``nodes`` the open node that holds each bound, −1 where the best plan itself does.
+    Args:
+        bound: Upper bound times N, shape (R,).
+        index: Positions of the best step counts found, shape (R, M).
+        value: Their value times N, shape (R,); −inf where none was found.
+        opened: Nodes opened, over all problems.
+        nodes: Nodes that are still open.
+        row: The node in ``nodes`` that holds each bound, shape (R,); −1 where the best plan itself does.
     """
 
     bound: Tensor
@@ -251,6 +286,9 @@ def branch_and_bound(
         start: First dual variable, shape (R,).
         tolerance: A problem is finished when its bound is within this share of the best value.
         max_seconds: Stop after this time.
+
+    Returns:
+        Bounds, the best step counts found and the nodes left open.
     """
     began = time.perf_counter()
     r, _, m, k = problem.quality.shape

@@ -11,12 +11,16 @@ from torch import Tensor
 
 
 def queue_delay(busy: Tensor) -> Tensor:
-    """Total delay of an M/D/1 queue in seconds a second, ρ + ρ² / (2 (1 − ρ)), for 0 ≤ ρ < 1; any shape."""
+    """Total delay of an M/D/1 queue in seconds a second, ρ + ρ² / (2 (1 − ρ)), for 0 ≤ ρ < 1; any shape.
+
+    Args:
+        busy: ρ, the share of its time that the server is busy.
+    """
     return busy + busy.square() / (2 * (1 - busy))
 
 
 def queue_slope(busy: Tensor) -> Tensor:
-    """Derivative of :func:`queue_delay` by ρ."""
+    """Derivative of :func:`queue_delay` by ρ, for 0 ≤ ρ < 1; any shape."""
     return 1 + (2 * busy - busy.square()) / (2 * (1 - busy).square())
 
 
@@ -51,6 +55,10 @@ def calm_delay(busy: Tensor, limit: float = 0.98) -> Tensor:
     """:func:`queue_delay`, continued along its tangent beyond ``limit``; any shape.
 
     A gradient search can then start at an overload and find its way back.
+
+    Args:
+        busy: ρ ≥ 0, also above 1.
+        limit: Where the tangent begins, in (0, 1).
     """
     calm = busy.clamp(max=limit)
     slope = queue_slope(torch.as_tensor(limit, dtype=busy.dtype, device=busy.device))

@@ -44,7 +44,13 @@ def without_dead(gain: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def price(latency: str, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Price of load y(x) and constant h(x) for ω and x of one shape."""
+    """Price of load y(x) and constant h(x) for ω and x of one shape.
+
+    Args:
+        latency: ``"slot"`` or ``"queue"``.
+        weight: ω, any shape.
+        x: Dual variable, of the same shape; below 1 in queue mode.
+    """
     if latency == "slot":
         return 2 * weight * x, weight * x.square()
     slope = queue_slope(x)
@@ -52,7 +58,13 @@ def price(latency: str, weight: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def at_price(latency: str, weight: Tensor, y: Tensor) -> Tensor:
-    """The x at which load has price y, the inverse of :func:`price`."""
+    """The x at which load has price y, the inverse of :func:`price`.
+
+    Args:
+        latency: ``"slot"`` or ``"queue"``.
+        weight: ω, any shape.
+        y: Price of load, of the same shape.
+    """
     ratio = y / weight.clamp(min=1e-300)
     if latency == "slot":
         return ratio / 2

@@ -43,7 +43,16 @@ def best_share(scenario: Scenario, assignment: Tensor, steps: Tensor) -> Tensor:
 
 
 def share_for_load(scenario: Scenario, load: Tensor, service: Tensor) -> Tensor:
-    """:func:`best_share` for loads n_m and service times t_m, both of shape (B, M)."""
+    """:func:`best_share` for loads n_m and service times t_m, both of shape (B, M).
+
+    Args:
+        scenario: Batch of B scenarios.
+        load: n_m, requests per slot or second, shape (B, M).
+        service: t_m, seconds per image with the whole server, shape (B, M).
+
+    Returns:
+        Shares, shape (B, M), rows summing to 1.
+    """
     if scenario.share_units is not None:
         return unit_shares(scenario.latency, load, service, scenario.share_units)
     if scenario.latency == "slot":
@@ -103,7 +112,17 @@ def _queue_shares(load: Tensor, service: Tensor) -> Tensor:
 
 
 def unit_shares(latency: str, load: Tensor, service: Tensor, units: int) -> Tensor:
-    """Deal whole units out to the model whose delay falls most, starting from what each loaded model needs."""
+    """Deal whole units out to the model whose delay falls most, starting from what each loaded model needs.
+
+    Args:
+        latency: ``"slot"`` or ``"queue"``.
+        load: n_m, shape (..., M).
+        service: t_m in seconds, shape (..., M).
+        units: Units of the whole server.
+
+    Returns:
+        Shares, shape (..., M), multiples of 1/units; 0 for unloaded models. No gradient.
+    """
     with torch.no_grad():
         loaded = load > 0
         work = load * service

@@ -23,7 +23,12 @@ from edgesched.types import Outcome, Plan, Scenario
 
 
 def loads(scenario: Scenario, assignment: Tensor) -> Tensor:
-    """Requests that each model receives, n_m = Σ_c n_c p_cm, shape (B, M)."""
+    """Requests that each model receives, n_m = Σ_c n_c p_cm, shape (B, M).
+
+    Args:
+        scenario: Batch of B scenarios.
+        assignment: Probabilities, shape (B, C, M).
+    """
     return (scenario.demand[..., None] * assignment).sum(-2)
 
 
@@ -50,7 +55,12 @@ def step_indices(scenario: Scenario, steps: Tensor) -> Tensor:
 
 
 def service_times(scenario: Scenario, steps: Tensor) -> Tensor:
-    """Seconds per image with the whole server, t_m = o_m + k_m a_m, shape (B, M)."""
+    """Seconds per image with the whole server, t_m = o_m + k_m a_m, shape (B, M).
+
+    Args:
+        scenario: Batch of B scenarios.
+        steps: Step counts k_m, shape (B, M).
+    """
     return scenario.overhead_s + steps.to(scenario.step_time_s.dtype) * scenario.step_time_s
 
 
@@ -61,6 +71,12 @@ def step_service_times(scenario: Scenario) -> Tensor:
 
 def check_shapes(scenario: Scenario, assignment: Tensor, steps: Tensor, share: Tensor | None) -> None:
     """Refuse what has not the shape that the scenario needs.
+
+    Args:
+        scenario: Batch of B scenarios.
+        assignment: To be of shape (B, C, M).
+        steps: To be of shape (B, M).
+        share: To be of shape (B, M), or None.
 
     Raises:
         PlanError: Naming the first that has not.
@@ -76,7 +92,12 @@ def check_shapes(scenario: Scenario, assignment: Tensor, steps: Tensor, share: T
 
 
 def at_steps(values: Tensor, index: Tensor) -> Tensor:
-    """Values (B, C, M, K) at positions of step counts (B, M), shape (B, C, M)."""
+    """Values (B, C, M, K) at positions of step counts (B, M), shape (B, C, M).
+
+    Args:
+        values: Any values, shape (B, C, M, K).
+        index: Positions among the K options, shape (B, M), int64.
+    """
     c = values.shape[1]
     return values.gather(-1, index[:, None, :, None].expand(-1, c, -1, 1)).squeeze(-1)
 
@@ -87,7 +108,12 @@ def unmasked(quality: Tensor) -> Tensor:
 
 
 def quality_by_step(scenario: Scenario, assignment: Tensor) -> Tensor:
-    """Σ_c n_c p_cm Q[c, m, k], −inf where a category with load may not run it, shape (B, M, K)."""
+    """Σ_c n_c p_cm Q[c, m, k], −inf where a category with load may not run it, shape (B, M, K).
+
+    Args:
+        scenario: Batch of B scenarios.
+        assignment: Probabilities p, shape (B, C, M).
+    """
     weight = (scenario.demand[..., None] * assignment)[..., None]
     barred = ((weight > 0) & torch.isneginf(scenario.quality)).any(1)
     return (weight * unmasked(scenario.quality)).sum(1).masked_fill(barred, -torch.inf)
@@ -176,6 +202,9 @@ def single_best_plan(scenario: Scenario, index: Tensor | None = None, share: Ten
         scenario: Batch of B scenarios.
         index: If given, positions of the step counts that the models are held at, shape (B, M).
         share: If given, shares of the server that the models are held at, shape (B, M); otherwise the whole server.
+
+    Returns:
+        Plans; where no pair is feasible, that of the first one.
     """
     b, c, m, k = scenario.shape
     total = scenario.demand.sum(-1)[:, None, None]

@@ -28,7 +28,15 @@ _LOOKS = 8
 
 
 def needs_separable(name: str, scenario: Scenario) -> None:
-    """Refuse what does not separate."""
+    """Refuse what does not separate.
+
+    Args:
+        name: The method, as the message calls it.
+        scenario: Batch of B scenarios.
+
+    Raises:
+        SearchError: If they are not :func:`separable`.
+    """
     if not separable(scenario):
         raise SearchError(f"{name}: needs slot mode without slices, memory limit or deadline; use search.anneal")
 
@@ -42,7 +50,18 @@ def separable(scenario: Scenario) -> bool:
 def climbed(
     scenario: Scenario, given: Tensor | None, starts: int, sweeps: int, seed: int
 ) -> tuple[Tensor, Tensor, int]:
-    """Best positions of step counts (B, M), history (rounds, B) and how many changes were bounded, in chunks."""
+    """Climb from several starting points, in chunks bounded in memory; the best of each scenario.
+
+    Args:
+        scenario: Batch of B separable scenarios.
+        given: Assignment, shape (B, C, M), or None where it is free.
+        starts: Starting points of each scenario.
+        sweeps: Most changes of each model.
+        seed: Seed of the starting points after the first.
+
+    Returns:
+        Positions of step counts (B, M), history of utilities (rounds, B), and how many changes were bounded.
+    """
     b, _, m, k = scenario.shape
     cells = (m * m * k) if given is not None else scenario.quality[0].numel()
     at_once = max(1, _CELLS_AT_ONCE // (starts * cells))
@@ -69,6 +88,11 @@ def start(problem: Concave, starts: int, seed: int) -> tuple[Tensor, Tensor]:
     """The dual's choice and random changes of it: positions (starts · R, M), the problems running fastest, and x.
 
     A model that no category chooses stands at the count that would serve everyone best.
+
+    Args:
+        problem: R problems.
+        starts: Starting points of each; the first is the dual's own.
+        seed: Seed of the others.
     """
     r, _, m, k = problem.quality.shape
     low = torch.zeros(r, m, dtype=torch.int64, device=problem.demand.device)

@@ -12,7 +12,13 @@ from edgesched.types import Plan, Scenario
 
 
 def plan_of(scenario: Scenario, given: Tensor | None, index: Tensor) -> Plan:
-    """The best plan in slot mode at positions of step counts, shape (B, M)."""
+    """The best plan in slot mode at positions of step counts, shape (B, M).
+
+    Args:
+        scenario: Batch of B scenarios in slot mode.
+        given: Assignment, shape (B, C, M), or None where it is free.
+        index: Positions of the step counts, shape (B, M).
+    """
     if given is None:
         return plan_at(scenario, index)
     steps = scenario.steps[index]
@@ -20,7 +26,12 @@ def plan_of(scenario: Scenario, given: Tensor | None, index: Tensor) -> Plan:
 
 
 def plan_at(scenario: Scenario, index: Tensor) -> Plan:
-    """The optimal plan in slot mode at fixed positions of the step counts, shape (B, M)."""
+    """The optimal plan in slot mode at fixed positions of the step counts, shape (B, M).
+
+    Args:
+        scenario: Batch of B scenarios in slot mode.
+        index: Positions of the step counts, shape (B, M).
+    """
     assignment = best_assignment(scenario, index)
     steps = scenario.steps[index]
     return Plan(assignment, steps, best_share(scenario, assignment, steps))

@@ -16,7 +16,16 @@ from edgesched.types import Plan, Scenario, SearchResult
 
 
 def checked_assignment(scenario: Scenario, assignment: Tensor | None) -> Tensor | None:
-    """A given assignment, checked by the rules of a plan and expanded over the batch."""
+    """A given assignment, checked by the rules of a plan and expanded over the batch.
+
+    Args:
+        scenario: Batch of B scenarios.
+        assignment: Shape (B, C, M), (1, C, M) or (C, M), or None.
+
+    Raises:
+        ArgumentError: If the shape does not fit.
+        PlanError: If rows are no probabilities.
+    """
     if assignment is None:
         return None
     b, c, m, _ = scenario.shape
@@ -28,7 +37,16 @@ def checked_assignment(scenario: Scenario, assignment: Tensor | None) -> Tensor 
 
 
 def checked_steps(scenario: Scenario, steps: Tensor | None) -> Tensor | None:
-    """Given step counts as indices of the scenario's options, shape (B, M)."""
+    """Given step counts as indices of the scenario's options, shape (B, M).
+
+    Args:
+        scenario: Batch of B scenarios.
+        steps: Step counts, shape (B, M), (1, M) or (M,), or None.
+
+    Raises:
+        ArgumentError: If the shape does not fit.
+        PlanError: If one is not among the scenario's options.
+    """
     if steps is None:
         return None
     b, _, m, _ = scenario.shape
@@ -39,7 +57,16 @@ def checked_steps(scenario: Scenario, steps: Tensor | None) -> Tensor | None:
 
 
 def checked_share(scenario: Scenario, share: Tensor | None) -> Tensor | None:
-    """Given shares, checked by the rules of a plan and expanded over the batch."""
+    """Given shares, checked by the rules of a plan and expanded over the batch.
+
+    Args:
+        scenario: Batch of B scenarios.
+        share: Shape (B, M), (1, M) or (M,), or None.
+
+    Raises:
+        ArgumentError: If the shape does not fit.
+        PlanError: If shares are negative or sum to more than 1.
+    """
     if share is None:
         return None
     b, c, m, _ = scenario.shape
@@ -52,7 +79,18 @@ def checked_share(scenario: Scenario, share: Tensor | None) -> Tensor | None:
 
 def number(name: str, value: float | None, *, above: float | None = None, least: float | None = None,
            below: float | None = None) -> None:  # fmt: skip
-    """Refuse what is no finite number in its range; None is for what may be left out."""
+    """Refuse what is no finite number in its range; None is for what may be left out.
+
+    Args:
+        name: Argument, as the message calls it.
+        value: What is given.
+        above: Must be more than this.
+        least: Must be at least this.
+        below: Must be less than this.
+
+    Raises:
+        ArgumentError: If it is not.
+    """
     if value is None:
         return
     fine = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -64,7 +102,15 @@ def number(name: str, value: float | None, *, above: float | None = None, least:
 
 
 def positive(name: str, value: int) -> None:
-    """Refuse a count below 1."""
+    """Refuse a count below 1.
+
+    Args:
+        name: Argument, as the message calls it.
+        value: What is given.
+
+    Raises:
+        ArgumentError: If it is no integer of at least 1.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ArgumentError(f"{name}: expected a positive integer, got {value!r}")
 
@@ -83,8 +129,19 @@ def certified(
 ) -> SearchResult:
     """Evaluate a plan and put its bound and gap beside it; where a simpler plan is better, or feasible, take that.
 
-    ``index`` and ``share`` are the positions of step counts and the shares that the search was held to. The bound is on what could be chosen: on plans with the given assignment if there is one. A method that
-    has proven a tighter one gives its own.
+    The bound is on what could be chosen: on plans with the given assignment if there is one.
+
+    Args:
+        method: Name of the method.
+        scenario: Batch of B scenarios.
+        assignment: Assignment that the search was held to, shape (B, C, M), or None.
+        plan: Best plan found.
+        started: When the search began, by ``time.perf_counter``.
+        proposals: Plans examined, over all scenarios.
+        history: Best utility at recorded iterations, shape (iterations', B); by default the result's alone.
+        bound: A tighter bound that the method has proven, shape (B,).
+        index: Positions of step counts that the search was held to, shape (B, M), or None.
+        share: Shares that it was held to, shape (B, M), or None.
     """
     if scenario.device.type == "cuda":  # work that was only queued has not been done
         torch.cuda.synchronize(scenario.device)

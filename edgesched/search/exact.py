@@ -35,7 +35,13 @@ _PROOF = 1e-9
 
 
 def combinations(models: int, options: int, device: torch.device | str = "cpu") -> Tensor:
-    """Every choice of one of ``options`` for each of ``models``, shape (options^models, models)."""
+    """Every choice of one of ``options`` for each of ``models``, shape (options^models, models).
+
+    Args:
+        models: M.
+        options: K.
+        device: Where they go.
+    """
     axes = [torch.arange(options, device=device)] * models
     return torch.cartesian_prod(*axes).reshape(-1, models)
 
@@ -93,7 +99,18 @@ def exact(scenario: Scenario, *, assignment: Tensor | None = None, nodes: int = 
 def proven(
     scenario: Scenario, given: Tensor | None, nodes: int, tolerance: float, max_seconds: float | None
 ) -> tuple[Tensor, Tensor, int, Tensor]:
-    """Climb, then branch and bound, in chunks: positions (B, M), bounds (B,), nodes opened, history (2, B)."""
+    """Climb, then branch and bound, in chunks bounded in memory.
+
+    Args:
+        scenario: Batch of B separable scenarios.
+        given: Assignment, shape (B, C, M), or None where it is free.
+        nodes: About the most nodes of a scenario.
+        tolerance: Relative gap at which a scenario is finished, 1e-9 at least.
+        max_seconds: Stop after this time, over all scenarios; None is never.
+
+    Returns:
+        Positions of step counts (B, M), bounds (B,), nodes opened, history of utilities (2, B).
+    """
     b, _, m, k = scenario.shape
     cells = m * m * k if given is not None else scenario.quality[0].numel()
     at_once = max(1, _CELLS_AT_ONCE // cells)

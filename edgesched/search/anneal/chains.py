@@ -38,7 +38,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Rules:
-    """When a run stops and how it cools; see :func:`edgesched.search.anneal`."""
+    """When a run stops and how it cools; see :func:`edgesched.search.anneal`.
+
+    Args:
+        chains: Chains of each scenario.
+        iterations: Proposals of each chain.
+        seed: Seed of the search.
+        cooling: How it cools.
+        stopping: When it ends early.
+        compile: Whether the kernels are compiled.
+    """
 
     chains: int
     iterations: int
@@ -119,7 +128,13 @@ class Run:
     def advance(
         self, deadline: float | None, callback: Callable[[Progress], None] | None, tick: Callable[[int], None] | None
     ) -> bool:
-        """Go on to the next recorded iteration; False once the run is over."""
+        """Go on to the next recorded iteration; False once the run is over.
+
+        Args:
+            deadline: Time by ``time.perf_counter`` after which the run ends, or None.
+            callback: Called with the progress at every recorded iteration.
+            tick: Called with how many iterations were made.
+        """
         if self.over():
             return False
         first, last = self.done, min(self.iterations, (self.done // self.every + 1) * self.every)

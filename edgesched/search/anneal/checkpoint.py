@@ -49,7 +49,13 @@ class Ledger:
 
 
 def fingerprint(scenario: Scenario, parts: list[Tensor | None], settings: str) -> str:
-    """SHA-256 over every number of a problem and the settings of the search."""
+    """SHA-256 over every number of a problem and the settings of the search.
+
+    Args:
+        scenario: The problem.
+        parts: What is given of its plan.
+        settings: Settings that the result depends on, as one text.
+    """
     digest = hashlib.sha256(settings.encode())
     fields = [getattr(scenario, name) for name in sorted(scenario.__dataclass_fields__)]
     for value in (*fields, *parts):
@@ -62,7 +68,15 @@ def fingerprint(scenario: Scenario, parts: list[Tensor | None], settings: str) -
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that a reader never sees half of it."""
+    """Write a checkpoint so that a reader never sees half of it.
+
+    Args:
+        path: File; its folder is made.
+        state: Tensors and plain values.
+
+    Raises:
+        OSError: If it cannot be written; the file stays as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -78,6 +92,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def load(path: Path, problem: str, device: torch.device) -> dict[str, Any] | None:
     """Read a checkpoint of this problem, or None if there is none.
+
+    Args:
+        path: File.
+        problem: Fingerprint that it must have.
+        device: Where tensors go.
 
     Raises:
         SearchError: If the file is no checkpoint, or one of another problem or other settings.

@@ -128,7 +128,28 @@ def step_general(
     a: Tensor | None, k: Tensor, g: Tensor, n: Tensor, u: Tensor | None, q: Tensor, e: Tensor, gain: Tensor,
     model: Tensor, jump: Tensor, shift: Tensor, threshold: Tensor, beta: Tensor, server: Server, latency: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """One model's step count; rows of ``g`` and ``gain`` are pieces, or models where the assignment is given."""
+    """One model's step count; rows are pieces, or models where the assignment is given.
+
+    Args:
+        a: Models of the pieces, shape (P, B, R), int32, or None where the assignment is given.
+        k: Step indices, shape (M, B, R).
+        g: Gains, shape (rows, B, R).
+        n: Fixed-point loads, shape (M, B, R or 1).
+        u: Units of share, shape (M, B, R), or None.
+        q: Sum of gains, shape (B, R).
+        e: Energy, shape (B, R).
+        gain: Fixed-point gain of the rows on this model, shape (rows, B, K), negative where masked.
+        model: The model, a scalar.
+        jump: Proposals, shape (R,), with ``shift`` and ``threshold`` as :func:`rng.draws` gives them.
+        shift: Shape (R,).
+        threshold: Shape (R,).
+        beta: Inverse temperature, shape (B, 1) or (B, R).
+        server: Constants.
+        latency: ``"slot"`` or ``"queue"``.
+
+    Returns:
+        ``k``, ``g``, ``q`` and ``e`` after the move.
+    """
     here = _models(k) == model
     new = propose(torch.where(here, k, 0).sum(0, dtype=torch.int32), jump, shift, gain.shape[-1])
     mine = here if a is None else a == model
@@ -145,7 +166,28 @@ def assign_general(
     a: Tensor, k: Tensor, g: Tensor, n: Tensor, u: Tensor | None, q: Tensor, e: Tensor, gain: Tensor, demand: Tensor,
     jump: Tensor, threshold: Tensor, beta: Tensor, lane: Tensor, server: Server, latency: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
-    """The model of one piece, ``a`` and ``g`` of shape (B, R), with its fixed-point demand, shape (B, 1)."""
+    """The model of one piece, its load, and a unit of share where its new model has none.
+
+    Args:
+        a: Its model, shape (B, R), int32.
+        k: Step indices, shape (M, B, R).
+        g: Its gain, shape (B, R).
+        n: Fixed-point loads, shape (M, B, R).
+        u: Units of share, shape (M, B, R), or None.
+        q: Sum of gains, shape (B, R).
+        e: Energy, shape (B, R).
+        gain: Fixed-point gain of the piece, shape (B, M · K), negative where masked.
+        demand: Its fixed-point demand, shape (B, 1).
+        jump: Models proposed, shape (R,).
+        threshold: As :func:`rng.draws` gives it, shape (R,).
+        beta: Inverse temperature, shape (B, 1) or (B, R).
+        lane: As in :func:`edgesched.search.anneal.kernel.at_lanes`.
+        server: Constants.
+        latency: ``"slot"`` or ``"queue"``.
+
+    Returns:
+        ``a``, ``g``, ``n``, ``u``, ``q`` and ``e`` after the move.
+    """
     new, u0 = jump.expand(a.shape), u
     place = new * (gain.shape[-1] // k.shape[0]) + at_lanes(k, new, lane)
     g2 = look(gain, place)
@@ -172,7 +214,25 @@ def share_general(
     k: Tensor, n: Tensor, u: Tensor, q: Tensor, e: Tensor, model: Tensor, jump: Tensor, shift: Tensor,
     threshold: Tensor, beta: Tensor, server: Server, latency: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Units of share from one model to another."""
+    """Units of share from one model to another.
+
+    Args:
+        k: Step indices, shape (M, B, R).
+        n: Fixed-point loads, shape (M, B, R or 1).
+        u: Units of share, shape (M, B, R).
+        q: Sum of gains, shape (B, R).
+        e: Energy, shape (B, R).
+        model: The model that gives, a scalar.
+        jump: Models that receive, shape (R,).
+        shift: Units given, its sign left out, as far as there are any, shape (R,).
+        threshold: As :func:`rng.draws` gives it, shape (R,).
+        beta: Inverse temperature, shape (B, 1) or (B, R).
+        server: Constants.
+        latency: ``"slot"`` or ``"queue"``.
+
+    Returns:
+        ``u`` and ``e`` after the move.
+    """
     models = _models(k)
     here = models == model
     amount = torch.minimum(shift.abs(), torch.where(here, u, 0).sum(0, dtype=torch.int32))

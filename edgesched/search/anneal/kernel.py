@@ -30,7 +30,12 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def look(table: Tensor, index: Tensor) -> Tensor:
-    """Entries of a table (..., B, K) at indices (..., B, R)."""
+    """Entries of a table (..., B, K) at indices (..., B, R).
+
+    Args:
+        table: Shape (..., B, K).
+        index: Positions in its rows, shape (..., B, R), of any integer type.
+    """
     return table.gather(-1, index.long())
 
 
@@ -38,13 +43,25 @@ def at_lanes(k: Tensor, model: Tensor, lane: Tensor) -> Tensor:
     """Every chain's entry of ``k`` (M, B, R) at its own model (B, R); ``lane`` counts the chains, (B, R), int32.
 
     One flat index: a gather along the first dimension ran at a sixth of the speed.
+
+    Args:
+        k: Step indices of every model, shape (M, B, R).
+        model: Model of every chain, shape (B, R), int32.
+        lane: 0, 1, … over all chains, shape (B, R), int32.
     """
     place = model * lane.numel() + lane
     return k.reshape(-1).gather(0, place.reshape(-1).long()).reshape(lane.shape)
 
 
 def propose(index: Tensor, jump: Tensor, shift: Tensor, options: int) -> Tensor:
-    """The option jumped to, or a neighbour of the present one."""
+    """The option jumped to, or a neighbour of the present one.
+
+    Args:
+        index: Present options, shape (B, R), int32.
+        jump: Option jumped to, or negative for a neighbour, shape (R,).
+        shift: Signed step to the neighbour, shape (R,); it ends at the first and the last option.
+        options: Number of options.
+    """
     return torch.where(jump >= 0, jump, (index + shift).clamp(0, options - 1))
 
 
@@ -106,7 +123,14 @@ def sweeps_given(
 
 
 def energy_given(g: list[Tensor], s: Tensor, unit: Tensor, weight: Tensor) -> Tensor:
-    """Utility of every chain less the scenario's offset, shape (B, R); ``unit`` and ``weight`` in float64."""
+    """Utility of every chain less the scenario's offset, shape (B, R); ``unit`` and ``weight`` in float64.
+
+    Args:
+        g: Fixed-point gains, M of shape (B, R).
+        s: Sums of costs, shape (B, R).
+        unit: Points of one unit of gain, shape (B, 1), float64.
+        weight: Points of one squared unit of cost, shape (B, 1), float64.
+    """
     gain = g[0]
     for other in g[1:]:
         gain = gain + other
@@ -117,7 +141,21 @@ def keep_given(
     k: list[Tensor], g: list[Tensor], s: Tensor, best: Tensor, best_energy: Tensor, active: Tensor, unit: Tensor,
     weight: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The best step indices (M, B, R) and energies (B, R) of active scenarios (B, 1) so far, and the present energies."""
+    """The best states of active scenarios so far.
+
+    Args:
+        k: Step indices, M of shape (B, R).
+        g: Their gains, M of shape (B, R).
+        s: Sums of costs, shape (B, R).
+        best: Best step indices so far, shape (M, B, R).
+        best_energy: Their energies, shape (B, R), float64.
+        active: Scenarios that still run, shape (B, 1), boolean.
+        unit: As in :func:`energy_given`.
+        weight: As in :func:`energy_given`.
+
+    Returns:
+        Best step indices (M, B, R), their energies (B, R), and the present energies (B, R).
+    """
     energy = energy_given(g, s, unit, weight)
     better = (energy > best_energy) & active
     kept = torch.stack([torch.where(better, new, best[i]) for i, new in enumerate(k)])
@@ -128,7 +166,26 @@ def assign_joint(
     a: Tensor, g: Tensor, d: Tensor, s: Tensor, k: Tensor, gain: Tensor, cost: Tensor, jump: Tensor,
     threshold: Tensor, beta: Tensor, unit: Tensor, weight: Tensor, lane: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The model of one piece: ``a`` of shape (B, R), all step indices ``k`` (M, B, R), tables (B, M · K)."""
+    """The model of one piece.
+
+    Args:
+        a: Its model, shape (B, R), int32.
+        g: Its gain, shape (B, R).
+        d: Its cost, shape (B, R).
+        s: Sum of costs over pieces, shape (B, R).
+        k: Step indices of all models, shape (M, B, R).
+        gain: Fixed-point gain of the piece, shape (B, M · K), negative where masked.
+        cost: Fixed-point cost, shape (B, M · K).
+        jump: Models proposed, shape (R,).
+        threshold: As :func:`rng.draws` gives it, shape (R,).
+        beta: Inverse temperature, shape (B, 1) or (B, R).
+        unit: Points of one unit of gain, shape (B, 1).
+        weight: Points of one squared unit of cost, shape (B, 1).
+        lane: As in :func:`at_lanes`.
+
+    Returns:
+        ``a``, ``g``, ``d`` and ``s`` after the move.
+    """
     new = jump.expand(a.shape)
     options = gain.shape[-1] // k.shape[0]
     place = new * options + at_lanes(k, new, lane)
@@ -144,7 +201,27 @@ def step_joint(
     a: Tensor, k: Tensor, g: Tensor, d: Tensor, s: Tensor, gain: Tensor, cost: Tensor, model: Tensor, jump: Tensor,
     shift: Tensor, threshold: Tensor, beta: Tensor, unit: Tensor, weight: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """One model's step count ``k`` (B, R) with its pieces: ``a``, ``g``, ``d`` (P, B, R), tables (P, B, K)."""
+    """One model's step count, with all pieces that run on it.
+
+    Args:
+        a: Models of the pieces, shape (P, B, R), int32.
+        k: Step index of the model, shape (B, R).
+        g: Gains of the pieces, shape (P, B, R).
+        d: Their costs, shape (P, B, R).
+        s: Sum of costs over pieces, shape (B, R).
+        gain: Fixed-point gain of every piece on this model, shape (P, B, K), negative where masked.
+        cost: Fixed-point cost, shape (P, B, K).
+        model: The model, a scalar.
+        jump: Proposals, shape (R,), with ``shift`` as :func:`rng.draws` gives them.
+        shift: Shape (R,).
+        threshold: Shape (R,).
+        beta: Inverse temperature, shape (B, 1) or (B, R).
+        unit: Points of one unit of gain, shape (B, 1).
+        weight: Points of one squared unit of cost, shape (B, 1).
+
+    Returns:
+        ``k``, ``g``, ``d`` and ``s`` after the move.
+    """
     new = propose(k, jump, shift, gain.shape[-1])
     where = new.expand(a.shape)
     mine = a == model

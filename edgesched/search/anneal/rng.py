@@ -38,24 +38,46 @@ def seed_word(seed: int) -> int:
 
 
 def chain_words(chains: int, device: torch.device) -> Tensor:
-    """One word a chain, shape (R,), int32."""
+    """One word a chain, shape (R,), int32.
+
+    Args:
+        chains: Chains R of a scenario.
+        device: Where they go.
+    """
     return mix(torch.arange(1, chains + 1, dtype=torch.int32, device=device) * 0x3C6EF372)
 
 
 def iteration_words(seed: int, first: int, count: int, device: torch.device) -> Tensor:
-    """One word an iteration, shape (count, 1), int32; negative iterations are for starting points."""
+    """One word an iteration, shape (count, 1), int32; negative iterations are for starting points.
+
+    Args:
+        seed: Any integer.
+        first: First iteration.
+        count: Iterations from there on.
+        device: Where they go.
+    """
     counter = torch.arange(first, first + count, dtype=torch.int64).to(torch.int32)
     return mix(mix(counter) ^ seed_word(seed)).to(device)[:, None]
 
 
 def words(chain: Tensor, iteration: Tensor) -> tuple[Tensor, Tensor]:
-    """Two independent words for every iteration and chain, each of shape (T, R), int32."""
+    """Two independent words for every iteration and chain, each of shape (T, R), int32.
+
+    Args:
+        chain: Words of the chains, shape (R,), int32.
+        iteration: Words of the iterations, shape (T, 1), int32.
+    """
     first = mix(chain ^ iteration)
     return first, mix(first ^ _OTHER)
 
 
 def below(word: Tensor, limit: Tensor | int) -> Tensor:
-    """A whole number in [0, limit) from the low 16 bits of a word; ``limit`` is at most 32,767."""
+    """A whole number in [0, limit) from the low 16 bits of a word; ``limit`` is at most 32,767.
+
+    Args:
+        word: Any shape, int32.
+        limit: At most 32,767, a number or a tensor that broadcasts.
+    """
     return ((word & 0xFFFF) * limit) >> 16
 
 

@@ -27,6 +27,12 @@ def starting_temperature(tables: Tables, moves: list[Move], lanes: int, seed: in
 
     Proposals of an infeasible state, from or to it, are left out. Sums are over whole numbers, so that a
     scenario's temperature does not depend on its batch.
+
+    Args:
+        tables: A chunk of B scenarios.
+        moves: One sweep.
+        lanes: Chains R of each scenario.
+        seed: Seed of the search.
     """
     state = walk(tables, lanes, seed, False)
     device = tables.scenario.device
@@ -50,7 +56,17 @@ def starting_temperature(tables: Tables, moves: list[Move], lanes: int, seed: in
 def block(
     chain: Tensor, logs: Tensor, moves: list[Move], fractions: list[float], seed: int, first: int, compile: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Proposals of consecutive iterations, each of shape (len(moves), R); their reach shrinks with the fraction done."""
+    """Proposals of consecutive iterations, each of shape (len(moves), R); their reach shrinks with the fraction done.
+
+    Args:
+        chain: Words of the chains, shape (R,).
+        logs: :func:`rng.log_table`.
+        moves: Move of each iteration.
+        fractions: Fraction of the search done at each iteration, 0 to 1.
+        seed: Seed of the search.
+        first: Number of the first iteration.
+        compile: Whether the kernel is compiled.
+    """
     from edgesched.search.anneal.kernel import compiled
 
     device = chain.device
@@ -148,7 +164,12 @@ class Temperature:
         return self.hot * self.cooling**fraction
 
     def adapt(self, fraction: float, acceptance: Tensor) -> None:
-        """Follow the acceptance rate, shape (B,)."""
+        """Follow the acceptance rate, shape (B,).
+
+        Args:
+            fraction: Fraction of the iterations done.
+            acceptance: Share of the latest proposals taken, shape (B,).
+        """
         if self.schedule != "adaptive" or self.rung is not None:
             return
         if fraction < 0.15:
@@ -163,7 +184,14 @@ class Temperature:
         )
 
     def exchange(self, energy: Tensor, chain: Tensor, seed: int, round_: int) -> None:
-        """Neighbouring rungs swap temperatures with probability min(1, exp((β_i − β_j)(E_j − E_i)))."""
+        """Neighbouring rungs swap temperatures with probability min(1, exp((β_i − β_j)(E_j − E_i))).
+
+        Args:
+            energy: Utility of every chain, shape (B, R).
+            chain: Words of the chains, shape (R,).
+            seed: Seed of the search.
+            round_: Number of the exchange: even ones pair rungs 0 and 1, odd ones 1 and 2, and so on.
+        """
         if self.rung is None:
             return
         rungs = self.rung.shape[1]

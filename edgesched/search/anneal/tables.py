@@ -22,7 +22,13 @@ _DEALT_UNITS = 16
 
 @dataclass(frozen=True)
 class Start:
-    """A plan as the first chain's starting point: models of the pieces, step indices and units, rows before (B,)."""
+    """A plan as the first chain's starting point.
+
+    Args:
+        a: Models of the pieces, shape (P, B), int32, or None where the assignment is given.
+        k: Step indices, shape (M, B), int32.
+        u: Units of share, shape (M, B), int32, or None where shares follow from the loads.
+    """
 
     a: Tensor | None
     k: Tensor
@@ -33,11 +39,23 @@ class Start:
 class Tables:
     """Tables of a chunk of B scenarios; rows are pieces of categories, or models where the assignment is given.
 
-    ``gain`` and ``cost`` have shape (rows, B, M, K) or, assignment given, (M, B, K); ``unit`` and ``weight``
-    turn them into points (:mod:`edgesched.search.anneal.kernel`), float64 of shape (B, 1); ``offset`` (B,) is the
-    utility of zero gain. ``demand`` holds fixed-point requests of the pieces, shape (P, B, 1), ``load`` those
-    of the models, shape (M, B, 1), where they are given. ``separable``: slot mode, shares in closed form, no
-    other constraint.
+    Args:
+        scenario: The chunk.
+        given: Assignment, shape (B, C, M), or None.
+        steps: Step indices, shape (B, M), or None.
+        share: Shares, shape (B, M), or None.
+        pieces: Parts into which every category is split, summing to 1.
+        gain: Fixed-point quality, shape (rows, B, M, K) or, assignment given, (M, B, K); negative where masked.
+        cost: Fixed-point Σ n √t, of the same shape.
+        unit: Points of one unit of gain, shape (B, 1), float64.
+        weight: Points of one squared unit of cost, shape (B, 1), float64.
+        offset: Utility of zero gain, shape (B,).
+        demand: Fixed-point requests of the pieces, shape (P, B, 1), or None where the assignment is given.
+        load: Those of the models, shape (M, B, 1), where it is given.
+        units: Units of share that are annealed, or None where shares are given or follow from the loads.
+        server: Constants of the objective where shares do not separate.
+        separable: Slot mode, shares in closed form, no other constraint.
+        start: The first chain's starting point, or None.
     """
 
     scenario: Scenario
@@ -85,6 +103,10 @@ def piece_sizes(categories: int, separable: bool) -> list[float]:
 
     Halves, quarters, … reach every multiple of the smallest part. With many categories whole ones are fine
     enough: at most one is split at the optimum of slot mode, and the polish finds that split.
+
+    Args:
+        categories: Categories C.
+        separable: As in :class:`Tables`.
     """
     wanted = (16 if separable else 24) / categories
     count = int(min(5, max(1, -(-wanted // 1))))

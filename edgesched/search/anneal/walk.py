@@ -23,7 +23,15 @@ _FUSED_MOVES = 8
 
 @dataclass(frozen=True)
 class Move:
-    """One move that all chains make at the same iteration: its kind, its model or piece, and its options."""
+    """One move that all chains make at the same iteration.
+
+    Args:
+        kind: ``STEP``, ``ASSIGN`` or ``SHARE``.
+        row: Its model, or its piece.
+        options: Number of options.
+        reach: Longest step to a neighbouring option at the start of the search.
+        far: How many of 8 proposals go anywhere.
+    """
 
     kind: int
     row: int
@@ -176,7 +184,18 @@ class Walk:
         return kernel.compiled(function) if self.compile else function
 
     def move(self, move: Move, jump: Tensor, shift: Tensor, threshold: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """One iteration; returns the row moved before and after it."""
+        """One iteration.
+
+        Args:
+            move: The move of all chains.
+            jump: Proposals, shape (R,), with ``shift`` and ``threshold`` as :func:`rng.draws` gives them.
+            shift: Shape (R,).
+            threshold: Shape (R,).
+            beta: Inverse temperature, shape (B, 1) or (B, R), float32.
+
+        Returns:
+            The row moved, shape (B, R), before and after it.
+        """
         if not self.tables.separable:
             return self._general(move, jump, shift, threshold, beta)
         if move.kind == ASSIGN:
@@ -243,7 +262,13 @@ class Walk:
         return [x for x in (self.a, self.k, self.u) if x is not None]
 
     def keep(self, best: list[Tensor], energy: Tensor, active: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """The best states and energies so far of the chains of active scenarios, and their present energies."""
+        """The best states and energies so far of the chains of active scenarios, and their present energies.
+
+        Args:
+            best: Best states so far, as :meth:`kept` gives them.
+            energy: Their energies, shape (B, R), float64.
+            active: Scenarios that still run, shape (B,), boolean.
+        """
         now = self.energy()
         better = (now > energy) & active[:, None]
         kept = [torch.where(better, new, old) for new, old in zip(self.kept(), best, strict=True)]
@@ -278,7 +303,17 @@ class GivenWalk(Walk):
         self.fused = models * max(fitting, default=0) if self.tables.steps is None and options > 1 else 0
 
     def sweeps(self, jump: Tensor, shift: Tensor, threshold: Tensor, beta: list[Tensor]) -> Tensor:
-        """``fused`` iterations, from the first model on; returns how many of the last ones changed each chain."""
+        """``fused`` iterations, from the first model on.
+
+        Args:
+            jump: Proposals, shape (fused, R), with ``shift`` and ``threshold`` as :func:`rng.draws` gives them.
+            shift: Shape (fused, R).
+            threshold: Shape (fused, R).
+            beta: Inverse temperature of every sweep, each of shape (B, 1) or (B, R).
+
+        Returns:
+            How many of the last iterations changed each chain, shape (B, R), int32.
+        """
         self.ks, self.gs, self.ds, self.s, changed = self.kernel(kernel.sweeps_given)(
             self.ks, self.gs, self.ds, self.s, self.gains, self.costs, jump, shift, threshold, beta, self.unit,
             self.weight,
@@ -286,7 +321,18 @@ class GivenWalk(Walk):
         return changed
 
     def move(self, move: Move, jump: Tensor, shift: Tensor, threshold: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        """One iteration; returns the row moved before and after it. Compiled only where :meth:`sweeps` cannot be."""
+        """One iteration; compiled only where :meth:`sweeps` cannot be.
+
+        Args:
+            move: The move of all chains.
+            jump: As in :meth:`Walk.move`.
+            shift: As in :meth:`Walk.move`.
+            threshold: As in :meth:`Walk.move`.
+            beta: As in :meth:`Walk.move`.
+
+        Returns:
+            The row moved, shape (B, R), before and after it.
+        """
         m, before = move.row, self.ks[move.row]
         step = kernel.step_given if self.fused else self.kernel(kernel.step_given)
         self.ks[m], self.gs[m], self.ds[m], self.s = step(
@@ -300,7 +346,13 @@ class GivenWalk(Walk):
         return kernel.energy_given(self.gs, self.s, self.tables.unit, self.tables.weight)
 
     def keep(self, best: list[Tensor], energy: Tensor, active: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-        """As :meth:`Walk.keep`, in one kernel."""
+        """As :meth:`Walk.keep`, in one kernel.
+
+        Args:
+            best: One tensor of step indices, shape (M, B, R).
+            energy: As in :meth:`Walk.keep`.
+            active: As in :meth:`Walk.keep`.
+        """
         kept, best_energy, now = self.kernel(kernel.keep_given)(
             self.ks, self.gs, self.s, best[0], energy, active[:, None], self.tables.unit, self.tables.weight
         )
@@ -312,6 +364,13 @@ class GivenWalk(Walk):
 
 
 def walk(tables: Tables, lanes: int, seed: int, compile: bool) -> Walk:
-    """The walk that suits a chunk."""
+    """The walk that suits a chunk.
+
+    Args:
+        tables: The chunk.
+        lanes: Chains R of each scenario.
+        seed: Seed of the starting points.
+        compile: Whether the kernels are compiled.
+    """
     fast = tables.separable and tables.given is not None
     return (GivenWalk if fast else Walk)(tables, lanes, seed, compile)
