@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from edgesched.data.sources import SOURCES, pp_scores, t2i_scores, variance_table
+from edgesched.data.sources import pp_scores, t2i_scores
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ScoreTableError
+from edgesched.evaluation.variance import SOURCES, variance_table
 from edgesched.runs.config import build, register_schema
 from edgesched.tasks.policies import policies, words
 

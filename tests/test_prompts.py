@@ -4,6 +4,7 @@ import pytest
 
 from edgesched.data import prompts
 from edgesched.errors import PromptError
+from edgesched.micro.world import prompt_set
 
 
 def test_parti_maps_challenges_and_leaves_the_others_out(tmp_path):
@@ -34,7 +35,7 @@ def test_csv_and_its_errors(tmp_path):
 
 
 def test_micro_prompts_have_the_four_categories():
-    assert tuple(dict.fromkeys(prompts.micro(3).categories)) == prompts.CATEGORIES
+    assert tuple(dict.fromkeys(prompt_set(3).categories)) == prompts.CATEGORIES
 
 
 def test_parti_comes_from_the_hub_where_no_path_is_given(tmp_path, monkeypatch):

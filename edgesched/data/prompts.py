@@ -1,4 +1,4 @@
-"""Prompts with categories: the micro world, PartiPrompts, or a CSV of one's own."""
+"""Prompts with categories: PartiPrompts, or a CSV of one's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgesched.data.reading import read_records
 from edgesched.errors import PromptError
 from edgesched.types import PromptSet
 
@@ -17,13 +18,6 @@ PARTI_CATEGORIES = {
     "Imagination": "Imagination",
     "Complex": "Complex",
 }
-
-
-def micro(per_category: int = 128, seed: int = 0) -> PromptSet:
-    """Distinct captions of the micro world, ``per_category`` of each category."""
-    from edgesched.micro.world import prompt_set
-
-    return prompt_set(per_category, seed)
 
 
 def parti(
@@ -50,14 +44,19 @@ def parti(
     """
     if path is None:
         path = _from_hub(repository, revision)
-    frame = _read(path, "\t", ("Prompt", "Challenge"))
-    frame["category"] = frame["Challenge"].map(
-        lambda c: PARTI_CATEGORIES.get(str(c).strip(), str(c).strip() if other_challenges else None)
-    )
-    frame = frame[frame["category"].notna()]
-    frame = frame.drop_duplicates("Prompt")
-    ids = [f"PP{line + 1}" for line in frame.index] if numbered else None
-    return _prompt_set(path, frame["Prompt"].tolist(), frame["category"].tolist(), ids, per_category)
+    records = read_records(path, ("Prompt", "Challenge"), error=PromptError, separator="\t")
+    seen: set[str] = set()
+    texts, categories, ids = [], [], []
+    for line, (text, challenge) in enumerate(
+        zip(records.columns["Prompt"], records.names("Challenge", empty=True), strict=True), 1
+    ):
+        category = PARTI_CATEGORIES.get(challenge, challenge if other_challenges else None)
+        if category and text not in seen:
+            seen.add(text)
+            texts.append(text)
+            categories.append(category)
+            ids.append(f"PP{line}")
+    return _prompt_set(path, texts, categories, ids if numbered else None, per_category)
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:
@@ -87,25 +86,9 @@ def csv(path: Path | str, *, columns: Mapping[str, str] | None = None, per_categ
     Raises:
         PromptError: If the file cannot be read, a column is missing, or a row is empty.
     """
-    frame = _read(path, ",", ("text", "category"), dict(columns or {}))
-    ids = frame["prompt_id"].astype(str).tolist() if "prompt_id" in frame else None
-    return _prompt_set(path, frame["text"].tolist(), frame["category"].tolist(), ids, per_category)
-
-
-def _read(path: Path | str, separator: str, needed: tuple[str, ...], rename: dict[str, str] | None = None):  # type: ignore[no-untyped-def]
-    import pandas as pd
-
-    if path is None or not Path(path).is_file():
-        raise PromptError(f"prompts.path: {path} is no file; give the path of the prompts")
-    try:
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as exc:
-        raise PromptError(f"{path}: cannot be read ({exc})") from exc
-    frame = frame.rename(columns=rename or {})
-    missing = [c for c in needed if c not in frame.columns]
-    if missing:
-        raise PromptError(f"{path}: column {missing[0]!r} is missing; present: {', '.join(map(str, frame.columns))}")
-    return frame
+    records = read_records(path, ("text", "category"), error=PromptError, rename=columns)
+    ids = records.names("prompt_id") if "prompt_id" in records else None
+    return _prompt_set(path, records.columns["text"], records.names("category"), ids, per_category)
 
 
 def _prompt_set(

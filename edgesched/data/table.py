@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgesched.data.reading import check_fields
+from edgesched.data.reading import read_records
 from edgesched.data.writing import json_document, write_bytes
 from edgesched.errors import ScoreTableError
 
@@ -230,31 +231,34 @@ class ScoreTable:
         """
         import pandas as pd
 
-        try:
-            check_fields(path)
-            text = dict.fromkeys(("prompt_id", "category", "model"), str)
-            old = {name: str for name, new in (columns or {}).items() if new in text}
-            frame = pd.read_csv(path, index_col=False, dtype=text | old, keep_default_na=False, na_values=[""])
-        except (OSError, ValueError) as exc:
-            raise ScoreTableError(f"{path}: cannot be read as CSV ({exc})") from exc
-        renamed = {old: new for old, new in (columns or {}).items() if old in frame}
-        replaced = [new for old, new in renamed.items() if new in frame and new != old]
-        frame = frame.drop(columns=replaced).rename(columns=renamed)
-        for column, default in (("steps", 1), ("seed", 0), ("batch_size", 1)):
-            if column not in frame:
-                frame[column] = default
-        if "latency_s" not in frame:
-            for model in frame.get("model", pd.Series(dtype=str)).unique():
-                if model not in (seconds or {}):
-                    raise ScoreTableError(
-                        f"latency_s: the file has none, and data.seconds names none for model {model!r}"
-                    )
-            frame["latency_s"] = frame["model"].map(dict(seconds or {}))
-        if "category" in frame:
-            frame = frame[frame["category"].notna()]
-        known = [c for c in frame.columns if c in _TYPES or c.endswith("_score")]
-        return cls(frame[known].reset_index(drop=True), {"device": device, "source": str(path)}, score,
-                   min_prompts=min_prompts)  # fmt: skip
+        wrong = [f"{model} ({value})" for model, value in (seconds or {}).items() if not 0 < value < math.inf]
+        if wrong:
+            raise ScoreTableError(f"data.seconds: expected finite seconds above 0, got {', '.join(wrong)}")
+        records = read_records(path, ("prompt_id", "category", "model", score), error=ScoreTableError, rename=columns)
+        labelled = [bool(category.strip()) for category in records.columns["category"]]
+        if not all(labelled):
+            log.warning(
+                "%s: %d of %d rows have no category and are left out", path, labelled.count(False), len(labelled)
+            )
+            records = records.where(labelled)
+        data: dict[str, list[Any]] = {name: records.names(name) for name in ("prompt_id", "category", "model")}
+        for name, default in (("steps", 1), ("seed", 0), ("batch_size", 1)):
+            data[name] = records.integers(name) if name in records else [default] * len(records)
+        if "latency_s" in records:
+            data["latency_s"] = records.numbers("latency_s")
+        else:
+            unknown = [model for model in dict.fromkeys(data["model"]) if model not in (seconds or {})]
+            if unknown:
+                raise ScoreTableError(
+                    f"latency_s: the file has none, and data.seconds names none for model {unknown[0]!r}"
+                )
+            data["latency_s"] = [float((seconds or {})[model]) for model in data["model"]]
+        for name in records.columns:
+            if name == score or (name.endswith("_score") and name not in data):
+                data[name] = records.numbers(name)
+        if "truncated" in records:
+            data["truncated"] = records.booleans("truncated")
+        return cls(pd.DataFrame(data), {"device": device, "source": str(path)}, score, min_prompts=min_prompts)
 
 
 def _names(manifest: Mapping[str, Any], key: str) -> Sequence[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgesched.errors import RequestError
+from edgesched.data.reading import read_records
+from edgesched.data.timestamps import read_times
+from edgesched.errors import ArgumentError, RequestError
 
 log = logging.getLogger(__name__)
 _GRID = 4096
@@ -177,6 +181,7 @@ def trace(
     category_column: str | None = None,
     length_column: str | None = "prompt_length",
     limit: int | None = None,
+    time_format: str | None = None,
     seed: int = 0,
 ) -> RequestStream:
     """Requests of a production trace, one CSV row each.
@@ -195,60 +200,61 @@ def trace(
         category_column: Category by name, or None.
         length_column: Length of the prompt, or None.
         limit: Most requests kept, from the start.
+        time_format: Format of the times where the column leaves it open, as in
+            :func:`edgesched.data.timestamps.read_times`.
         seed: Seed of requests that are dealt at random.
 
     Returns:
         One replica. Rows without a readable time, or with an unknown category, are skipped and counted in a warning.
 
     Raises:
-        RequestError: If the file cannot be read, a column is missing, or nothing is left.
+        ArgumentError: If ``rate_scale`` or ``time_format`` is none.
+        RequestError: If the file cannot be read, a column is missing, a row has another number of fields or another
+            format of time, or nothing is left.
     """
-    import pandas as pd
-
-    if rate_scale is not None and rate_scale <= 0:
-        raise RequestError(f"rate_scale: expected more than 0, got {rate_scale}")
-    try:
-        frame = pd.read_csv(path, on_bad_lines="skip", dtype=str, skipinitialspace=True)
-    except (OSError, ValueError) as exc:
-        raise RequestError(f"{path}: cannot be read as CSV ({exc})") from exc
+    if rate_scale is not None and not (math.isfinite(rate_scale) and rate_scale > 0):
+        raise ArgumentError(f"rate_scale: expected a number above 0, got {rate_scale}")
     needed = [
         time_column,
         *([task_column] if tasks is not None else []),
         *([category_column] if category_column else []),
     ]
-    missing = [c for c in needed if c not in frame.columns]
-    if missing:
-        raise RequestError(f"{path}: column {missing[0]!r} is missing; present: {', '.join(map(str, frame.columns))}")
-    with open(path, encoding="utf-8", errors="replace") as file:
-        lines = sum(bool(line.strip()) for line in file) - 1
-    unreadable = max(lines - len(frame), 0)
+    records = read_records(path, needed, error=RequestError)
+    times = read_times(records, time_column, time_format)
+    kept = list(range(len(records)))
     if tasks is not None:
-        frame = frame[frame[task_column].isin(list(tasks)) | frame[task_column].isna()]
-    seconds = pd.to_numeric(frame[time_column], errors="coerce")
-    if seconds.isna().all():
-        dates = pd.to_datetime(frame[time_column], errors="coerce", format="mixed")
-        seconds = (dates - dates.min()).dt.total_seconds()
-    bad = seconds.isna() | (frame[task_column].isna() if tasks is not None else False)
+        task = records.names(task_column, empty=True)
+        kept = [row for row in kept if task[row] in tasks or not task[row]]
+    readable = [row for row in kept if times.seconds[row] is not None and (tasks is None or task[row])]
     if category_column:
-        bad |= ~frame[category_column].isin(list(categories))
-    skipped = int(bad.sum()) + unreadable
-    frame, seconds = frame[~bad], seconds[~bad]
-    if skipped:
-        log.warning("%s: %d of %d rows are malformed and skipped", Path(path).name, skipped, len(frame) + skipped)
-    if not len(frame):
+        names = records.names(category_column, empty=True)
+        readable = [row for row in readable if names[row] in categories]
+    if len(readable) < len(kept):
+        log.warning(
+            "%s: %d of %d rows are malformed and skipped", Path(path).name, len(kept) - len(readable), len(kept)
+        )
+    if not readable:
         raise RequestError(f"{path}: no request is left; tasks kept: {'all' if tasks is None else ', '.join(tasks)}")
-    order = np.argsort(seconds.to_numpy(), kind="stable")[:limit]
-    arrival = seconds.to_numpy()[order] - seconds.min()
+    came = {row: second for row in readable if (second := times.seconds[row]) is not None}
+    back = [row for before, row in itertools.pairwise(readable) if came[row] < came[before]]
+    if back and not times.dated:
+        raise records.wrong(back[0], f"{time_column} is earlier than in the row before; clock times need the day")
+    if back:
+        log.warning("%s: %d rows are earlier than the row before, the first at %s; requests are put in order of their times",
+                    Path(path).name, len(back), records.places[back[0]])  # fmt: skip
+    order = sorted(readable, key=lambda row: came[row])[:limit]  # stable: what comes at once stays in the file's order
+    first = came[order[0]]
+    arrival = np.array([float(came[row] - first) for row in order])
     if rate_scale is None:
         rate_scale = 1.0 if rate is None else float(np.sum(rate)) * float(arrival[-1]) / len(arrival)
     arrival = arrival / max(rate_scale, 1e-12)
-    frame = frame.iloc[order]
     rng = np.random.default_rng(seed)
-    place = rng.integers(len(categories), size=len(frame))
+    place = rng.integers(len(categories), size=len(order))
     if category_column:
-        place = frame[category_column].map({c: i for i, c in enumerate(categories)}).to_numpy(int)
-    elif length_column in frame.columns:
-        length = pd.to_numeric(frame[length_column], errors="coerce").to_numpy(float)
+        place = np.array([list(categories).index(names[row]) for row in order])
+    elif length_column is not None and length_column in records:
+        every = records.numbers(length_column, least=0, empty=True)
+        length = np.array([every[row] for row in order])
         known = np.isfinite(length)
         cuts = np.quantile(length[known], np.arange(1, len(categories)) / len(categories)) if known.any() else []
         place[known] = np.searchsorted(cuts, length[known], "right")
