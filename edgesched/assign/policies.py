@@ -75,12 +75,30 @@ class Probabilistic:
     reference_steps: int | None = None
 
     def __call__(self, scenario: Scenario, scores: Scores | None) -> Tensor:
-        """Probabilities, shape (B, C, M)."""
+        """Probabilities, shape (B, C, M).
+
+        Args:
+            scenario: Batch of B scenarios.
+            scores: Fitted distributions; they are needed.
+
+        Raises:
+            PlanError: If there are no distributions, or thresholds or reference do not fit the scenario.
+            ArgumentError: If thresholds do not increase.
+        """
         below = self._below(scenario, scores)
         return routed(below(self.cuts(scenario, scores)), _by_ability(scenario).argsort(-1))
 
     def cuts(self, scenario: Scenario, scores: Scores | None) -> Tensor:
-        """Thresholds in score points, shape (B, M − 1)."""
+        """Thresholds in score points, shape (B, M − 1).
+
+        Args:
+            scenario: Batch of B scenarios.
+            scores: Fitted distributions; they are needed.
+
+        Raises:
+            PlanError: If there are no distributions, or thresholds or reference do not fit the scenario.
+            ArgumentError: If thresholds do not increase.
+        """
         below, m = self._below(scenario, scores), scenario.shape[2]
         if self.thresholds is None:
             return self._quantiles(scenario, scores, below, torch.arange(1, m) / m)
@@ -139,6 +157,9 @@ class Trained(Probabilistic):
         iterations: Gradient steps.
         learning_rate: Step size of Adam.
         seed: Seed of the random starting points.
+
+    Raises:
+        ArgumentError: If ``starts`` or ``iterations`` is below 1.
     """
 
     starts: int = 8
@@ -152,7 +173,16 @@ class Trained(Probabilistic):
                 raise ArgumentError(f"{name}: expected at least 1, got {getattr(self, name)}")
 
     def cuts(self, scenario: Scenario, scores: Scores | None) -> Tensor:
-        """Trained thresholds in score points, shape (B, M − 1), without gradient."""
+        """Trained thresholds in score points, shape (B, M − 1), without gradient.
+
+        Args:
+            scenario: Batch of B scenarios.
+            scores: Fitted distributions; they are needed.
+
+        Raises:
+            PlanError: As :meth:`Probabilistic.cuts`.
+            ArgumentError: Likewise.
+        """
         below = self._below(scenario, scores)
         start = super().cuts(scenario, scores)
         low, centre, high = self._quantiles(scenario, scores, below, torch.tensor([0.16, 0.5, 0.84])).unbind(-1)
@@ -173,6 +203,9 @@ class GainPerSecond:
     Args:
         price: λ in score points a second; None tries a grid of prices and keeps the one with the highest utility.
         prices: Number of prices tried.
+
+    Raises:
+        ArgumentError: If the price is negative, or fewer than 2 prices are to be tried.
     """
 
     price: float | None = None
@@ -185,7 +218,12 @@ class GainPerSecond:
             raise ArgumentError(f"prices: expected at least 2, got {self.prices}")
 
     def __call__(self, scenario: Scenario, scores: Scores | None = None) -> Tensor:
-        """Probabilities, shape (B, C, M), each 0 or 1."""
+        """Probabilities, shape (B, C, M), each 0 or 1.
+
+        Args:
+            scenario: Batch of B scenarios.
+            scores: Not looked at.
+        """
         b = len(scenario)
         seconds = step_service_times(scenario)
         if self.price is not None:
@@ -218,7 +256,12 @@ class Joint:
     """No policy: the assignment is left to the search, which plans it together with steps and shares."""
 
     def __call__(self, scenario: Scenario, scores: Scores | None = None) -> None:
-        """Nothing given."""
+        """Nothing given.
+
+        Args:
+            scenario: Not looked at.
+            scores: Not looked at.
+        """
 
 
 @dataclass(frozen=True)
@@ -226,7 +269,12 @@ class Direct:
     """Each category to the model with the best mean quality at its best step count."""
 
     def __call__(self, scenario: Scenario, scores: Scores | None = None) -> Tensor:
-        """Probabilities, shape (B, C, M)."""
+        """Probabilities, shape (B, C, M).
+
+        Args:
+            scenario: Batch of B scenarios.
+            scores: Not looked at.
+        """
         return _one_model(scenario, scenario.quality.amax(-1).argmax(-1))
 
 
@@ -235,7 +283,12 @@ class Random:
     """Every request to any model with equal probability."""
 
     def __call__(self, scenario: Scenario, scores: Scores | None = None) -> Tensor:
-        """Probabilities, shape (B, C, M)."""
+        """Probabilities, shape (B, C, M).
+
+        Args:
+            scenario: Batch of B scenarios.
+            scores: Not looked at.
+        """
         b, c, m, _ = scenario.shape
         return torch.full((b, c, m), 1 / m, dtype=scenario.demand.dtype, device=scenario.device)
 
@@ -245,7 +298,12 @@ class AlwaysBest:
     """Everything to the model with the best mean quality over the demand."""
 
     def __call__(self, scenario: Scenario, scores: Scores | None = None) -> Tensor:
-        """Probabilities, shape (B, C, M)."""
+        """Probabilities, shape (B, C, M).
+
+        Args:
+            scenario: Batch of B scenarios.
+            scores: Not looked at.
+        """
         return _one_model(scenario, _by_ability(scenario)[:, 0])
 
 
@@ -254,7 +312,12 @@ class AlwaysCheapest:
     """Everything to the model with the least time per image at its cheapest step count."""
 
     def __call__(self, scenario: Scenario, scores: Scores | None = None) -> Tensor:
-        """Probabilities, shape (B, C, M)."""
+        """Probabilities, shape (B, C, M).
+
+        Args:
+            scenario: Batch of B scenarios.
+            scores: Not looked at.
+        """
         allowed = scenario.quality.isfinite().any(1)
         seconds = step_service_times(scenario).masked_fill(~allowed, torch.inf)
         return _one_model(scenario, seconds.amin(-1).argmin(-1))

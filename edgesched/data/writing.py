@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 def write_bytes(path: Path | str, data: bytes) -> None:
     """Write a file in one step: whoever reads it finds the old one or the new one, whole.
 
+    Args:
+        path: File; its folder must exist.
+        data: All of its content.
+
     Raises:
         OSError: If it cannot be written; the old file stays.
     """
@@ -59,6 +63,10 @@ def json_document(value: Any) -> str:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write strict JSON in one step, and the folders above it.
+
+    Args:
+        path: File; its folder is made.
+        value: What :func:`plain` can turn into JSON.
 
     Raises:
         OutputError: If it cannot be written.

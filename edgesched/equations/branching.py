@@ -112,7 +112,7 @@ def value(problem: Concave, index: Tensor, start: Tensor, evaluations: int = 60)
 def fixed_value(
     quality: Tensor, cost: Tensor, demand: Tensor, weight: Tensor, start: Tensor, evaluations: int = 60
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """:func:`value` for Q (..., C, M), √t (..., M), n (..., C) and ω (...); also the choices left and right.
+    """:func:`value` at fixed step counts, problems in any leading dimensions; also the choices left and right.
 
     −inf where a category with demand may not run any model at its step count.
 

@@ -129,6 +129,11 @@ def replay(
 def matched(scenario: Scenario, table: ScoreTable, models: Sequence[str]) -> tuple[str, ...]:
     """The table's categories in the scenario's order, which its names tell; without names the orders must be one.
 
+    Args:
+        scenario: Scenario, with or without names.
+        table: Score table.
+        models: Model names in the order in which they are meant.
+
     Raises:
         ScoreTableError: If the table has other categories than the scenario, or the models are in another order.
     """
@@ -144,6 +149,10 @@ def matched(scenario: Scenario, table: ScoreTable, models: Sequence[str]) -> tup
 
 def refuse_shared(planned_on: ScoreTable | None, table: ScoreTable) -> None:
     """Refuse to replay on prompts that were planned with.
+
+    Args:
+        planned_on: Rows that were planned with, or None.
+        table: Rows to replay.
 
     Raises:
         ScoreTableError: Naming how many are shared.
@@ -187,7 +196,13 @@ def prompt_scores(table: ScoreTable, models: Sequence[str], steps: Sequence[int]
 
 
 def bootstrap_weights(table: ScoreTable, draws: int, seed: int) -> dict[str, Tensor]:
-    """Category → weights of its prompts in every draw, shape (draws, prompts), rows summing to 1."""
+    """Category → weights of its prompts in every draw, shape (draws, prompts), rows summing to 1.
+
+    Args:
+        table: Score table.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+    """
     generator = np.random.default_rng(seed)
     weights = {}
     for category in table.draw_order:
@@ -214,6 +229,10 @@ def _latency(scenario: Scenario, plan: Plan, routing: str) -> float:
 
 def compare(ours: Replay, other: Replay) -> dict[str, dict[str, float]]:
     """Relative quality gain and delay cut of one plan over another, in per cent, with paired intervals.
+
+    Args:
+        ours: Replay of one plan.
+        other: Replay of another on the same draws.
 
     Returns:
         ``quality_gain_pct`` with ``value lo hi`` over prompts, and ``latency_cut_pct`` with ``value``; the

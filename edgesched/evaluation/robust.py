@@ -36,6 +36,12 @@ def prompt_means(
     """Mean over seeds of every prompt, a tensor of shape (prompts, M, K) for each category, NaN where unmeasured.
 
     Categories come in the order given, or in the table's.
+
+    Args:
+        table: Score table.
+        models: Model names, M of them.
+        steps: Step counts, K of them.
+        categories: Categories and their order; None takes the table's.
     """
     scores = prompt_scores(table, models, steps)
     return [scores[name].nanmean(1) for name in (categories or scores)]
@@ -124,7 +130,13 @@ class Mean:
     """Plan on the estimate itself."""
 
     def __call__(self, scenario: Scenario, table: ScoreTable, models: Sequence[str]) -> Scenario:
-        """The scenario as it is."""
+        """The scenario as it is.
+
+        Args:
+            scenario: The scenario.
+            table: Not looked at.
+            models: Not looked at.
+        """
         return scenario
 
 
@@ -136,6 +148,9 @@ class LowerBound:
         level: Level of the bound.
         draws: Bootstrap draws.
         seed: Seed of the draws.
+
+    Raises:
+        ScenarioError: If the level is not between 0 and 1, or there are fewer than 2 draws.
     """
 
     level: float = 0.1
@@ -149,7 +164,16 @@ class LowerBound:
             raise ScenarioError(f"draws: expected at least 2, got {self.draws}")
 
     def __call__(self, scenario: Scenario, table: ScoreTable, models: Sequence[str]) -> Scenario:
-        """The scenario with lower qualities."""
+        """The scenario with lower qualities.
+
+        Args:
+            scenario: Batch of B scenarios.
+            table: Scores that are drawn from.
+            models: Model names in the scenario's order.
+
+        Raises:
+            ScoreTableError: If the table does not fit the scenario.
+        """
         draws = bootstrap_quality(
             table, models, scenario.steps, draws=self.draws, seed=self.seed, categories=matched(scenario, table, models)
         )

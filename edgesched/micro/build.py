@@ -65,7 +65,14 @@ def tokenize(texts: Sequence[str]) -> torch.Tensor:
 
 
 def build_judge(width: int = 160, layers: int = 4, text_width: int = 128, text_layers: int = 3) -> CLIPModel:
-    """A CLIP for 64×64 images and the world's captions, randomly initialised."""
+    """A CLIP for 64×64 images and the world's captions, randomly initialised.
+
+    Args:
+        width: Width of the vision tower.
+        layers: Its layers.
+        text_width: Width of the text tower.
+        text_layers: Its layers.
+    """
     text = {
         "vocab_size": len(SPECIAL) + len(vocabulary()),
         "hidden_size": text_width,
@@ -125,6 +132,10 @@ def build_autoencoder(channels: int = 32, latent_channels: int = 16) -> Autoenco
     """An autoencoder from 64×64×3 to 8×8×``latent_channels``, randomly initialised.
 
     Its blocks sit at 32×32 and below: at full resolution they cost most and give least.
+
+    Args:
+        channels: Channels of every block.
+        latent_channels: Channels of a latent.
     """
     return AutoencoderTiny(
         encoder_block_out_channels=(channels,) * 4,
@@ -138,7 +149,15 @@ def build_autoencoder(channels: int = 32, latent_channels: int = 16) -> Autoenco
 def build_denoiser(
     channels: Sequence[int], layers: int, latent_channels: int = 16, text_width: int = 128, head_channels: int = 32
 ) -> UNet2DConditionModel:
-    """A conditional UNet on 8×8 latents with cross-attention at every resolution, randomly initialised."""
+    """A conditional UNet on 8×8 latents with cross-attention at every resolution, randomly initialised.
+
+    Args:
+        channels: Channels at every resolution, from 8×8 down.
+        layers: Layers of every block.
+        latent_channels: Channels of a latent.
+        text_width: Width of the text states.
+        head_channels: Channels of an attention head.
+    """
     return UNet2DConditionModel(
         sample_size=8,
         in_channels=latent_channels,
@@ -177,7 +196,12 @@ def text_encoder(judge: CLIPModel) -> CLIPTextModel:
 
 
 def save_judge(judge: CLIPModel, folder: Path) -> None:
-    """Save the judge with its processor, weights in fp16, as ``CLIPModel.from_pretrained`` reads it."""
+    """Save the judge with its processor, weights in fp16, as ``CLIPModel.from_pretrained`` reads it.
+
+    Args:
+        judge: The judge; it is rounded to fp16.
+        folder: Where it goes.
+    """
     judge.to(torch.float16).save_pretrained(folder)
     judge.float()
     image_processor = CLIPImageProcessorPil(
@@ -190,7 +214,14 @@ def save_judge(judge: CLIPModel, folder: Path) -> None:
 
 
 def save_pipeline(autoencoder: AutoencoderTiny, judge: CLIPModel, denoiser: UNet2DConditionModel, folder: Path) -> None:
-    """Save one model as a Stable Diffusion pipeline, weights in fp16."""
+    """Save one model as a Stable Diffusion pipeline, weights in fp16.
+
+    Args:
+        autoencoder: Trained autoencoder, its scaling factor in its configuration.
+        judge: Trained judge, whose text tower becomes the text encoder.
+        denoiser: Trained denoiser.
+        folder: Where it goes; what is there is deleted.
+    """
     if folder.exists():
         shutil.rmtree(folder)
     parts: dict[str, Any] = {

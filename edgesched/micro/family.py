@@ -42,7 +42,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageSize:
-    """How long and on what one stage trains."""
+    """How long and on what one stage trains.
+
+    Args:
+        max_steps: Optimiser steps.
+        batch_size: Scenes a step.
+        learning_rate: Peak learning rate of AdamW.
+    """
 
     max_steps: int
     batch_size: int
@@ -51,7 +57,15 @@ class StageSize:
 
 @dataclass(frozen=True)
 class DenoiserSize(StageSize):
-    """How long one denoiser trains, and how large it is."""
+    """How long one denoiser trains, and how large it is.
+
+    Args:
+        max_steps: Optimiser steps.
+        batch_size: Scenes a step.
+        learning_rate: Peak learning rate of AdamW.
+        channels: Channels at every resolution.
+        layers: Layers of every block.
+    """
 
     channels: Sequence[int] = (32, 64)
     layers: int = 1
@@ -71,6 +85,7 @@ class Recipe:
         processes: Stages trained side by side; more than one shares the cores among them (CPU only).
         precision: Lightning precision.
         progress: Show progress bars.
+        wrong_captions: Captions with one attribute wrong, for each scene.
     """
 
     autoencoder: StageSize
@@ -143,7 +158,15 @@ def _restored(module: Any, out: Path, name: str) -> Any:
 
 
 def train_autoencoder(recipe: Recipe, out: Path) -> None:
-    """Train the autoencoder to its last step, from its last checkpoint if there is one."""
+    """Train the autoencoder to its last step, from its last checkpoint if there is one.
+
+    Args:
+        recipe: What to train and for how long.
+        out: Folder of checkpoints, scenes and logs.
+
+    Raises:
+        CampaignError: If the folder cannot be written.
+    """
     pool = _pool(recipe, out)
     _fit(_autoencoder_module(recipe, pool), pool, recipe.autoencoder, recipe, out, "autoencoder")
 
@@ -156,19 +179,44 @@ def _decoder_module(recipe: Recipe, pool: ScenePool, out: Path) -> DecoderModule
 
 
 def train_decoder(recipe: Recipe, out: Path) -> None:
-    """Train the decoder on, from its last checkpoint if there is one."""
+    """Train the decoder on, from its last checkpoint if there is one.
+
+    Args:
+        recipe: What to train and for how long.
+        out: Folder of checkpoints, scenes and logs; autoencoder and judge must be there.
+
+    Raises:
+        CampaignError: If the folder cannot be written.
+    """
     pool = _pool(recipe, out)
     _fit(_decoder_module(recipe, pool, out), pool, recipe.decoder, recipe, out, "decoder")
 
 
 def train_judge(recipe: Recipe, out: Path) -> None:
-    """Train the judge to its last step, from its last checkpoint if there is one."""
+    """Train the judge to its last step, from its last checkpoint if there is one.
+
+    Args:
+        recipe: What to train and for how long.
+        out: Folder of checkpoints, scenes and logs.
+
+    Raises:
+        CampaignError: If the folder cannot be written.
+    """
     pool = _pool(recipe, out)
     _fit(_judge_module(recipe, pool), pool, recipe.judge, recipe, out, "judge")
 
 
 def encode_pool(recipe: Recipe, out: Path) -> dict[str, Tensor]:
-    """Latents of all training scenes, scaled to unit variance, and text states of their captions."""
+    """Latents of all training scenes and text states of their captions, computed once and kept in ``out``.
+
+    Args:
+        recipe: What to train and for how long.
+        out: Folder of checkpoints, scenes and logs; autoencoder and judge must be there.
+
+    Returns:
+        ``latents`` of unit variance (scenes, channels, 8, 8), ``scale`` that makes it one, ``text_states`` of distinct
+        captions (captions, tokens, width), ``empty_state`` (tokens, width) and ``caption_of`` (scenes,).
+    """
     kept = out / f"encoded-{recipe.seed}-{recipe.scenes}.pt"
     if kept.exists():
         return torch.load(kept)
@@ -209,7 +257,16 @@ def _denoiser_module(recipe: Recipe, name: str, encoded: dict[str, Tensor]) -> D
 
 
 def train_denoiser(name: str, recipe: Recipe, out: Path) -> None:
-    """Train one denoiser to its last step, from its last checkpoint if there is one."""
+    """Train one denoiser to its last step, from its last checkpoint if there is one.
+
+    Args:
+        name: Model.
+        recipe: What to train and for how long.
+        out: Folder of checkpoints, scenes and logs; autoencoder and judge must be there.
+
+    Raises:
+        CampaignError: If the folder cannot be written.
+    """
     encoded = encode_pool(recipe, out)
     pool = _pool(recipe, out)
     _fit(_denoiser_module(recipe, name, encoded), pool, recipe.denoisers[name], recipe, out, name)
@@ -319,7 +376,14 @@ def examine_judge(judge: CLIPModel, scenes_per_category: int = 400, seed: int = 
 
 @dataclass(frozen=True)
 class Setting:
-    """Mean score of a model under one guidance scale and scheduler, over prompts and step counts."""
+    """Mean score of a model under one guidance scale and scheduler, over prompts and step counts.
+
+    Args:
+        model: Name of the model.
+        guidance_scale: Classifier-free guidance scale.
+        scheduler: Name of a diffusers scheduler, or None for the saved one.
+        score: Mean score in points.
+    """
 
     model: str
     guidance_scale: float
@@ -366,7 +430,14 @@ def _text_features(judge: CLIPModel, captions: Sequence[str]) -> Tensor:
 def reconstruction_scores(
     judge: CLIPModel, autoencoder: Any, scenes_per_category: int = 200, seed: int = 2_000
 ) -> dict[str, float]:
-    """Mean score of the autoencoder's reconstructions of true renders by category (100 × cosine)."""
+    """Mean score of the autoencoder's reconstructions of true renders by category (100 × cosine).
+
+    Args:
+        judge: The CLIP model.
+        autoencoder: The autoencoder.
+        scenes_per_category: Unseen scenes of each category.
+        seed: Seed of the scenes, apart from the training seeds.
+    """
     scores = {}
     for c, category in enumerate(world.CATEGORIES):
         rng = np.random.default_rng([seed, c])

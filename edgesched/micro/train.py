@@ -29,7 +29,14 @@ from edgesched.micro.pool import ScenePool, to_pixels
 
 
 class Batches(IterableDataset):
-    """Index batches drawn by (seed, step) from ``start`` on, without end."""
+    """Index batches drawn by (seed, step) from ``start`` on, without end.
+
+    Args:
+        size: Number of training examples.
+        batch_size: Examples a step.
+        seed: Seed.
+        start: First step.
+    """
 
     def __init__(self, size: int, batch_size: int, seed: int, start: int = 0) -> None:
         super().__init__()
@@ -76,6 +83,13 @@ class AutoencoderModule(MicroModule):
 
     Noise of fixed scale on the latents and a weak penalty on their size make a smooth latent space, as a
     variational autoencoder of fixed variance does (Kingma & Welling 2014).
+
+    Args:
+        autoencoder: The autoencoder.
+        pool: Training scenes.
+        learning_rate: Peak learning rate.
+        max_steps: Optimiser steps.
+        latent_noise: Standard deviation of the noise on latents.
     """
 
     muon_factor = 2.0
@@ -95,7 +109,12 @@ class AutoencoderModule(MicroModule):
         self.latent_noise = latent_noise
 
     def training_step(self, batch: tuple[Tensor, int], _: int) -> Tensor:
-        """Mean absolute and squared error of the reconstruction plus the latent penalty."""
+        """Mean absolute and squared error of the reconstruction plus the latent penalty.
+
+        Args:
+            batch: Indices of scenes, shape (batch,), and the step.
+            _: Number of the batch.
+        """
         pixels = to_pixels(self.pool.images[batch[0].cpu().numpy()]).to(self.device)
         latents = self.autoencoder.encode(pixels).latents
         noisy = latents + self.latent_noise * torch.randn_like(latents)
@@ -144,7 +163,12 @@ class DecoderModule(MicroModule):
         self.latent_noise, self.perceptual_weight = latent_noise, perceptual_weight
 
     def training_step(self, batch: tuple[Tensor, int], _: int) -> Tensor:
-        """Pixel errors and the distance of patch tokens."""
+        """Pixel errors and the distance of patch tokens.
+
+        Args:
+            batch: Indices of scenes, shape (batch,), and the step.
+            _: Number of the batch.
+        """
         pixels = to_pixels(self.pool.images[batch[0].cpu().numpy()]).to(self.device)
         with torch.no_grad():
             latents = self.autoencoder.encode(pixels).latents
@@ -223,7 +247,12 @@ class JudgeModule(MicroModule):
         return torch.stack(losses).mean()
 
     def training_step(self, batch: tuple[Tensor, int], _: int) -> Tensor:
-        """Symmetric cross-entropy over images and captions, wrong captions on the image side, and the heads."""
+        """Symmetric cross-entropy over images and captions, wrong captions on the image side, and the heads.
+
+        Args:
+            batch: Indices of scenes, shape (batch,), and the step.
+            _: Number of the batch.
+        """
         index, step = batch
         rows = index.cpu()
         n = len(rows)
@@ -291,7 +320,12 @@ class DenoiserModule(MicroModule):
         self.noise_schedule = build_scheduler()
 
     def training_step(self, batch: tuple[Tensor, int], _: int) -> Tensor:
-        """Mean squared error of the predicted velocity."""
+        """Mean squared error of the predicted velocity.
+
+        Args:
+            batch: Indices of scenes, shape (batch,), and the step.
+            _: Number of the batch.
+        """
         latents, text_states, caption_of, empty_state = self.data
         index, step = batch
         rows = index.cpu()

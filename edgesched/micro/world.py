@@ -52,7 +52,16 @@ _GROUP_RADIUS = {1: (10.0, 12.0), 2: (9.0, 10.5), 3: (8.0, 9.0)}  # pixels, so t
 
 @dataclass(frozen=True)
 class Thing:
-    """One object, or a group of ``count`` equal ones; ``None`` is what the caption leaves unsaid."""
+    """One object, or a group of ``count`` equal ones; ``None`` is what the caption leaves unsaid.
+
+    Args:
+        shape: One of ``SHAPES``.
+        colour: One of ``COLOURS``.
+        second_colour: Colour of its other half.
+        texture: One of ``TEXTURES``.
+        size: One of ``SIZES``.
+        count: How many there are, 1 to 3.
+    """
 
     shape: str
     colour: str
@@ -64,7 +73,14 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption says: one or two things, how they stand to each other, and the background."""
+    """What a caption says: one or two things, how they stand to each other, and the background.
+
+    Args:
+        category: One of ``CATEGORIES``.
+        things: One thing or two.
+        relation: One of ``RELATIONS``, or ``"inside"``; None with one thing.
+        background: One of ``BACKGROUNDS``, or None where unsaid.
+    """
 
     category: str
     things: tuple[Thing, ...]
@@ -79,6 +95,10 @@ def _pick(rng: np.random.Generator, options: tuple[str, ...] | dict[str, tuple[i
 
 def sample_scene(category: str, rng: np.random.Generator) -> Scene:
     """Draw a scene of a category.
+
+    Args:
+        category: Its name.
+        rng: What it is drawn from.
 
     Raises:
         PromptError: If the category is not one of :data:`CATEGORIES`.
@@ -313,6 +333,10 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 def draw(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw a scene, and say which thing every pixel shows.
+
+    Args:
+        scene: What to draw.
+        rng: Decides what the scene leaves unsaid.
 
     Returns:
         Image, shape (64, 64, 3), uint8, and owners, shape (64, 64), int8: 0 for the first thing and 1 for

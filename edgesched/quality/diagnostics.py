@@ -91,7 +91,13 @@ def out_of_fold(table: ScoreTable, fit: Fit, folds: int = 5) -> pd.DataFrame:
 
 
 def prompt_draws(rows: pd.DataFrame, draws: int = 1000, seed: int = 0) -> tuple[pd.Index, np.ndarray]:
-    """Bootstrap draws over prompts within categories: ids (prompts,), and weights (draws, prompts) of mean 1."""
+    """Bootstrap draws over prompts within categories: ids (prompts,), and weights (draws, prompts) of mean 1.
+
+    Args:
+        rows: From :func:`score_rows` or :func:`out_of_fold`.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
+    """
     home = rows.drop_duplicates("prompt_id").set_index("prompt_id")["category"].sort_index()
     generator = np.random.default_rng(seed)
     weights = np.empty((draws, len(home)))
@@ -134,7 +140,12 @@ def _values(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def coverage_by(rows: pd.DataFrame, column: str) -> dict[str, dict[str, float]]:
-    """Coverage of the 50, 80 and 95 % intervals by a column: group → ``coverage_50`` and so on."""
+    """Coverage of the 50, 80 and 95 % intervals by a column: group → ``coverage_50`` and so on.
+
+    Args:
+        rows: From :func:`score_rows` or :func:`out_of_fold`.
+        column: Name of the column that groups them.
+    """
     values = _values(rows).drop(columns=["nll", "crps"])
     means = values.groupby(rows[column], sort=False).mean()
     return {str(name): {k: float(v) for k, v in row.items()} for name, row in means.to_dict("index").items()}
@@ -144,6 +155,12 @@ def compare_crps(
     ours: pd.DataFrame, other: pd.DataFrame, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Mean CRPS of one family less that of another on the same prompts: value, and its 95 % paired interval.
+
+    Args:
+        ours: Rows of one family, from :func:`score_rows` or :func:`out_of_fold`.
+        other: Rows of the other.
+        draws: Bootstrap draws.
+        seed: Seed of the draws.
 
     Raises:
         ScoreTableError: If the prompts differ.
@@ -207,7 +224,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def non_gaussian_words(tests: Sequence[Mapping[str, Any]], level: float = 0.05) -> str:
-    """Which categories are not Gaussian, as a sentence or two, from the tests of the Gaussian family."""
+    """Which categories are not Gaussian, as a sentence or two, from the tests of the Gaussian family.
+
+    Args:
+        tests: From :func:`pit_tests`.
+        level: A corrected p-value below this tells a category from a Gaussian.
+    """
     by_category: dict[str, list[Mapping[str, Any]]] = {}
     for test in tests:
         by_category.setdefault(test["category"], []).append(test)

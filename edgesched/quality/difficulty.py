@@ -92,7 +92,12 @@ class DifficultyModel(nn.Module):
         self.register_buffer("weight", weight)
 
     def forward(self, embedding: Tensor, category: Tensor) -> Tensor:
-        """Predicted offsets in points, shape (N,), for embeddings (N, D) and positions of categories (N,)."""
+        """Predicted offsets in points, shape (N,).
+
+        Args:
+            embedding: Embeddings of N prompts, shape (N, D).
+            category: Positions of their categories, shape (N,), int64.
+        """
         return (embedding.to(self.weight) - self.centre[category]) @ self.weight
 
 
@@ -152,6 +157,11 @@ def fit_difficulty(table: ScoreTable, embeddings: Mapping[str, Tensor], *, folds
 
 def predict_offsets(model: DifficultyModel, table: ScoreTable, embeddings: Mapping[str, Tensor]) -> dict[str, float]:
     """Predicted offset of every prompt of a table, in points.
+
+    Args:
+        model: Fitted model.
+        table: Rows; their scores are not looked at.
+        embeddings: Prompt → features, shape (D,).
 
     Raises:
         ScoreTableError: If a prompt has no embedding, or its category is unknown to the model.

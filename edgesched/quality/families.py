@@ -112,7 +112,12 @@ class QuantilesQuality(QualityModel):
         return torch.ones_like(rest), (knots,)
 
     def row_loss(self, score: Tensor, cells: Sequence[Tensor]) -> Tensor:
-        """Pinball loss in units, averaged over the levels."""
+        """Pinball loss in units, averaged over the levels, shape (rows,).
+
+        Args:
+            score: Scores in points, shape (rows,).
+            cells: Location and scale of their cells, shape (rows,), and quantiles, shape (rows, J).
+        """
         location, scale, knots = cells
         z = ((score - location) / scale)[..., None].expand_as(knots)
         # Σ u e + max(−e, 0) = Σ |e| / 2 + (u − ½) e, and the levels less a half sum to nothing: z drops out.

@@ -25,22 +25,42 @@ class Law(Protocol):
 
     @staticmethod
     def log_density(z: Tensor, *shape: Any) -> Tensor:
-        """Log density."""
+        """Log density.
+
+        Args:
+            z: Standardised score.
+            *shape: Shape parameters, broadcast against it.
+        """
         ...
 
     @staticmethod
     def cdf(z: Tensor, *shape: Any) -> Tensor:
-        """P(S ≤ z)."""
+        """P(S ≤ z).
+
+        Args:
+            z: Standardised score.
+            *shape: Shape parameters, broadcast against it.
+        """
         ...
 
     @staticmethod
     def quantile(u: Tensor, *shape: Any) -> Tensor:
-        """The z with P(S ≤ z) = u, for 0 < u < 1."""
+        """The z with P(S ≤ z) = u, for 0 < u < 1.
+
+        Args:
+            u: Level in (0, 1).
+            *shape: Shape parameters, broadcast against it.
+        """
         ...
 
     @staticmethod
     def crps(z: Tensor, *shape: Any) -> Tensor:
-        """CRPS of an observed z."""
+        """CRPS of an observed z.
+
+        Args:
+            z: Standardised score.
+            *shape: Shape parameters, broadcast against it.
+        """
         ...
 
     @staticmethod
@@ -50,7 +70,13 @@ class Law(Protocol):
 
     @staticmethod
     def draw(u: Tensor, v: Tensor, *shape: Any) -> Tensor:
-        """A draw from two independent uniform numbers."""
+        """A draw from two independent uniform numbers.
+
+        Args:
+            u: Uniform number in [0, 1).
+            v: Another.
+            *shape: Shape parameters, broadcast against them.
+        """
         ...
 
 
@@ -109,7 +135,12 @@ class Normal:
 
     @staticmethod
     def draw(u: Tensor, v: Tensor) -> Tensor:
-        """Box and Muller's transform."""
+        """Box and Muller's transform.
+
+        Args:
+            u: Uniform number in [0, 1).
+            v: Another.
+        """
         return torch.sqrt(-2 * torch.log1p(-u)) * torch.cos(2 * math.pi * v)
 
 
@@ -118,13 +149,23 @@ class StudentT:
 
     @staticmethod
     def log_density(z: Tensor, df: Tensor) -> Tensor:
-        """Log density."""
+        """Log density.
+
+        Args:
+            z: Standardised score.
+            df: Degrees of freedom ν.
+        """
         scale = torch.lgamma((df + 1) / 2) - torch.lgamma(df / 2) - 0.5 * torch.log(math.pi * df)
         return scale - (df + 1) / 2 * torch.log1p(z.square() / df)
 
     @staticmethod
     def cdf(z: Tensor, df: Tensor) -> Tensor:
-        """½ + Γ((ν+1)/2) / (√π Γ(ν/2)) ∫ cos^{ν−1}θ dθ up to arctan(z/√ν), by 96-point quadrature."""
+        """½ + Γ((ν+1)/2) / (√π Γ(ν/2)) ∫ cos^{ν−1}θ dθ up to arctan(z/√ν), by 96-point quadrature.
+
+        Args:
+            z: Standardised score.
+            df: Degrees of freedom ν.
+        """
         x, w = _nodes(96, df)
         top = torch.atan(z / df.sqrt())
         area = ((top[..., None] * x).cos() ** (df[..., None] - 1) * w).sum(-1) * top
@@ -133,12 +174,22 @@ class StudentT:
 
     @staticmethod
     def quantile(u: Tensor, df: Tensor) -> Tensor:
-        """By bisection of the cdf."""
+        """By bisection of the cdf; not differentiable.
+
+        Args:
+            u: Level in (0, 1).
+            df: Degrees of freedom ν.
+        """
         return _invert(StudentT, u, df)
 
     @staticmethod
     def crps(z: Tensor, df: Tensor) -> Tensor:
-        """z (2F − 1) + 2f (ν + z²)/(ν − 1) − 2√ν/(ν − 1) · B(½, ν − ½)/B(½, ν/2)²."""
+        """z (2F − 1) + 2f (ν + z²)/(ν − 1) − 2√ν/(ν − 1) · B(½, ν − ½)/B(½, ν/2)².
+
+        Args:
+            z: Standardised score.
+            df: Degrees of freedom ν.
+        """
 
         def log_beta(a: Tensor) -> Tensor:
             return math.lgamma(0.5) + torch.lgamma(a) - torch.lgamma(a + 0.5)
@@ -154,7 +205,13 @@ class StudentT:
 
     @staticmethod
     def draw(u: Tensor, v: Tensor, df: Tensor) -> Tensor:
-        """Bailey's polar method, Mathematics of Computation 62 (1994)."""
+        """Bailey's polar method, Mathematics of Computation 62 (1994).
+
+        Args:
+            u: Uniform number in [0, 1).
+            v: Another.
+            df: Degrees of freedom ν.
+        """
         return torch.sqrt(df * torch.expm1(-2 / df * torch.log1p(-u))) * torch.cos(2 * math.pi * v)
 
 
@@ -163,13 +220,23 @@ class SkewNormal:
 
     @staticmethod
     def log_density(z: Tensor, delta: Tensor) -> Tensor:
-        """Log density."""
+        """Log density.
+
+        Args:
+            z: Standardised score.
+            delta: δ in (−1, 1).
+        """
         alpha = delta / torch.sqrt(1 - delta.square())
         return math.log(2) + Normal.log_density(z) + torch.special.log_ndtr(alpha * z)
 
     @staticmethod
     def cdf(z: Tensor, delta: Tensor) -> Tensor:
-        """Φ(z) − 2T(z, α), Owen's T as ∫ exp(−z² / (2cos²θ)) dθ / 2π up to arcsin δ, by 64-point quadrature."""
+        """Φ(z) − 2T(z, α), Owen's T as ∫ exp(−z² / (2cos²θ)) dθ / 2π up to arcsin δ, by 64-point quadrature.
+
+        Args:
+            z: Standardised score.
+            delta: δ in (−1, 1).
+        """
         x, w = _nodes(64, delta)
         angle = torch.asin(delta)
         ratio = (z[..., None] / torch.cos(angle[..., None] * x)).square()
@@ -178,12 +245,22 @@ class SkewNormal:
 
     @staticmethod
     def quantile(u: Tensor, delta: Tensor) -> Tensor:
-        """By bisection of the cdf."""
+        """By bisection of the cdf; not differentiable.
+
+        Args:
+            u: Level in (0, 1).
+            delta: δ in (−1, 1).
+        """
         return _invert(SkewNormal, u, delta)
 
     @staticmethod
     def crps(z: Tensor, delta: Tensor) -> Tensor:
-        """E|S − z| in closed form; ½ E|S − S′| = ∫ F (1 − F) by quadrature, once for every distinct δ."""
+        """E|S − z| in closed form; ½ E|S − S′| = ∫ F (1 − F) by quadrature, once for every distinct δ.
+
+        Args:
+            z: Standardised score.
+            delta: δ in (−1, 1).
+        """
         z, delta = torch.broadcast_tensors(z, delta)
         root = torch.sqrt(1 - delta.square())
         below = delta * _SQRT_2_OVER_PI * torch.special.ndtr(z / root)
@@ -204,7 +281,13 @@ class SkewNormal:
 
     @staticmethod
     def draw(u: Tensor, v: Tensor, delta: Tensor) -> Tensor:
-        """δ |N| + √(1 − δ²) N′ from two independent normal numbers."""
+        """δ |N| + √(1 − δ²) N′ from two independent normal numbers.
+
+        Args:
+            u: Uniform number in [0, 1).
+            v: Another.
+            delta: δ in (−1, 1).
+        """
         radius = torch.sqrt(-2 * torch.log1p(-u))
         first, second = radius * torch.cos(2 * math.pi * v), radius * torch.sin(2 * math.pi * v)
         return delta * first.abs() + torch.sqrt(1 - delta.square()) * second
@@ -237,14 +320,24 @@ class Quantiles:
 
     @staticmethod
     def log_density(z: Tensor, knots: Tensor) -> Tensor:
-        """Log density."""
+        """Log density.
+
+        Args:
+            z: Standardised score.
+            knots: Quantiles, increasing in the last dimension, shape (..., J).
+        """
         _, width, _, first, last, start, end = Quantiles._place(z, knots)
         beyond = (start - z).clamp(min=0) / first + (z - end).clamp(min=0) / last
         return -math.log(knots.shape[-1]) - width.log() - beyond
 
     @staticmethod
     def cdf(z: Tensor, knots: Tensor) -> Tensor:
-        """P(S ≤ z)."""
+        """P(S ≤ z).
+
+        Args:
+            z: Standardised score.
+            knots: Quantiles, increasing in the last dimension, shape (..., J).
+        """
         low, width, level, first, last, start, end = Quantiles._place(z, knots)
         tail = 0.5 / knots.shape[-1]
         inside = level + ((z - low) / width).clamp(0, 1) / knots.shape[-1]
@@ -254,7 +347,12 @@ class Quantiles:
 
     @staticmethod
     def quantile(u: Tensor, knots: Tensor) -> Tensor:
-        """Linear between the levels, logarithmic in the tails."""
+        """Linear between the levels, logarithmic in the tails.
+
+        Args:
+            u: Level in (0, 1).
+            knots: Quantiles, increasing in the last dimension, shape (..., J).
+        """
         count = knots.shape[-1]
         lead = torch.broadcast_shapes(u.shape, knots.shape[:-1])
         u, knots = u.expand(lead), knots.expand(*lead, count)
@@ -286,7 +384,12 @@ class Quantiles:
 
     @staticmethod
     def crps(z: Tensor, knots: Tensor) -> Tensor:
-        """In closed form: z (2F − 1) + mean − 2∫_0^F Q du − ∫ F (1 − F)."""
+        """In closed form: z (2F − 1) + mean − 2∫_0^F Q du − ∫ F (1 − F).
+
+        Args:
+            z: Standardised score.
+            knots: Quantiles, increasing in the last dimension, shape (..., J).
+        """
         count = knots.shape[-1]
         low, _, level, first, last, start, end = Quantiles._place(z, knots)
         mean, u = Quantiles.mean(knots), Quantiles.cdf(z, knots)
@@ -305,5 +408,11 @@ class Quantiles:
 
     @staticmethod
     def draw(u: Tensor, v: Tensor, knots: Tensor) -> Tensor:
-        """The quantile at one uniform number; the second is not used."""
+        """The quantile at one uniform number; the second is not used.
+
+        Args:
+            u: Uniform number in [0, 1).
+            v: Not looked at.
+            knots: Quantiles, increasing in the last dimension, shape (..., J).
+        """
         return Quantiles.quantile(u.clamp(1e-12, 1 - 1e-12), knots)

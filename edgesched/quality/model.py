@@ -24,10 +24,16 @@ ITERATIONS = 20
 
 @dataclass(frozen=True)
 class Observations:
-    """Scores as tensors: score (rows,), and the indices (rows,) of category, model, step count and prompt.
+    """Scores as tensors, each of shape (rows,).
 
-    ``weight`` (rows,) is one over the rows of the same prompt, model and step count: a prompt counts once,
-    however many seeds it has.
+    Args:
+        score: Scores in points.
+        category: Position of the category.
+        model: Position of the model.
+        step: Position of the step count.
+        prompt: Number of the prompt.
+        weight: One over the rows of the same prompt, model and step count: a prompt counts once, however many seeds
+            it has.
     """
 
     score: Tensor
@@ -139,11 +145,22 @@ class QualityModel(L.LightningModule):
         return {"offset": self.offset, "log_std": self.log_std}
 
     def gathered(self, category: Tensor, model: Tensor) -> dict[str, Tensor]:
-        """Every parameter, and what is fixed, at indices that broadcast, its own dimensions last."""
+        """Every parameter, and what is fixed, at indices that broadcast, its own dimensions last.
+
+        Args:
+            category: Positions of categories.
+            model: Positions of models, broadcast against them.
+        """
         return {name: value[category, model] for name, value in (*self.named_parameters(), *self.fixed.items())}
 
     def cells(self, p: Mapping[str, Tensor], model: Tensor, step: Tensor) -> tuple[Tensor, ...]:
-        """Mean, location, scale and shape in score points, elementwise in gathered parameters and indices."""
+        """Mean, location, scale and shape in score points, elementwise in gathered parameters and indices.
+
+        Args:
+            p: Parameters, from :meth:`gathered` at the same indices.
+            model: Positions of models.
+            step: Positions of step counts, of the same shape.
+        """
         mean, rest = self._curve(p, self.counts[step] - self.first[model])
         scale, shape = self._spread(p, rest, step)
         mean = mean + self.unit * pick(p["offset"], step)
@@ -197,36 +214,76 @@ class QualityModel(L.LightningModule):
     def cdf(
         self, score: Tensor, category: Tensor | None = None, model: Tensor | None = None, step: Tensor | None = None
     ) -> Tensor:
-        """P(S ≤ score), for a score that broadcasts to (C, M, K), or at indices that broadcast with the score."""
+        """P(S ≤ score), for a score that broadcasts to (C, M, K), or at indices that broadcast with the score.
+
+        Args:
+            score: Scores in points.
+            category: Positions of categories, with ``model`` and ``step``; None, all three, for every cell.
+            model: Positions of models.
+            step: Positions of step counts.
+        """
         location, scale, *shape = self._at(category, model, step)
         return self.law.cdf((score - location) / scale, *shape)
 
     def quantile(
         self, level: Tensor, category: Tensor | None = None, model: Tensor | None = None, step: Tensor | None = None
     ) -> Tensor:
-        """Score below which a share ``level`` ∈ (0, 1) falls; shapes as in :meth:`cdf`."""
+        """Score below which a share ``level`` falls, in points; shapes as in :meth:`cdf`.
+
+        Args:
+            level: Shares in (0, 1).
+            category: Positions of categories, with ``model`` and ``step``; None, all three, for every cell.
+            model: Positions of models.
+            step: Positions of step counts.
+        """
         location, scale, *shape = self._at(category, model, step)
         return location + scale * self.law.quantile(level.to(scale), *shape)
 
     def log_density(self, score: Tensor, category: Tensor, model: Tensor, step: Tensor) -> Tensor:
-        """Log density of scores at indices, all of shape (rows,)."""
+        """Log density of scores at indices, all of shape (rows,).
+
+        Args:
+            score: Scores in points.
+            category: Positions of categories.
+            model: Positions of models.
+            step: Positions of step counts.
+        """
         location, scale, *shape = self._at(category, model, step)
         return self.law.log_density((score - location) / scale, *shape) - scale.log()
 
     def density(self, scores: Any, category: int, model: int, step: int) -> Any:
-        """Density of one cell at score points, for figures: an array of the same shape."""
+        """Density of one cell at score points, for figures: an array of the same shape.
+
+        Args:
+            scores: Scores in points, any shape.
+            category: Position of the category.
+            model: Position of the model.
+            step: Position of the step count.
+        """
         points = torch.as_tensor(scores, dtype=torch.float64)
         index = (torch.full(points.shape, i) for i in (category, model, step))
         with torch.no_grad():
             return self.log_density(points, *index).exp().numpy()
 
     def crps(self, score: Tensor, category: Tensor, model: Tensor, step: Tensor) -> Tensor:
-        """Continuous ranked probability score in score points at indices, all of shape (rows,)."""
+        """Continuous ranked probability score in score points at indices, all of shape (rows,).
+
+        Args:
+            score: Scores in points.
+            category: Positions of categories.
+            model: Positions of models.
+            step: Positions of step counts.
+        """
         location, scale, *shape = self._at(category, model, step)
         return scale * self.law.crps((score - location) / scale, *shape)
 
     def sample(self, draws: int, seed: int = 0) -> Tensor:
-        """Independent draws, shape (draws, C, M, K)."""
+        """Independent draws in points, shape (draws, C, M, K); no gradient.
+
+        Args:
+            draws: Draws of every cell.
+            seed: Seed of the draws.
+        """
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             location, scale, *shape = self._at()
@@ -234,12 +291,22 @@ class QualityModel(L.LightningModule):
             return location + scale * self.law.draw(uniform[0], uniform[1], *shape)
 
     def row_loss(self, score: Tensor, cells: Sequence[Tensor]) -> Tensor:
-        """What is minimised, for rows at their location, scale and shape: the negative log-likelihood."""
+        """What is minimised, the negative log-likelihood, shape (rows,).
+
+        Args:
+            score: Scores in points, shape (rows,).
+            cells: Location, scale and shape of their cells, each of shape (rows,).
+        """
         location, scale, *shape = cells
         return scale.log() - self.law.log_density((score - location) / scale, *shape)
 
     def training_step(self, batch: Any, _: int) -> Tensor:
-        """Weighted mean loss of the rows."""
+        """Weighted mean loss of the rows.
+
+        Args:
+            batch: Scores, positions of category, model and step count, and weights, each of shape (rows,).
+            _: Number of the batch.
+        """
         score, category, model, step, weight = batch
         rows = self.row_loss(score, self._at(category, model, step))
         loss = (rows * weight).sum() / weight.sum()
@@ -386,6 +453,10 @@ class QualityModel(L.LightningModule):
 def demand_of(demand: Any, categories: Sequence[str]) -> Tensor:
     """Demand by name, as a number for every category, or as a tensor: shape (B, C).
 
+    Args:
+        demand: Category → requests, those left out 0; one number; or numbers of shape (C,) or (B, C).
+        categories: Category names, C of them.
+
     Raises:
         ScenarioError: If it names an unknown category.
     """
@@ -399,7 +470,13 @@ def demand_of(demand: Any, categories: Sequence[str]) -> Tensor:
 
 
 def bounded(value: Tensor, low: float, high: float) -> Tensor:
-    """A free number held between two bounds, smoothly, and nearly itself in the middle."""
+    """A free number held between two bounds, smoothly, and nearly itself in the middle.
+
+    Args:
+        value: Any shape.
+        low: Lower bound.
+        high: Upper bound.
+    """
     middle, half = (low + high) / 2, (high - low) / 2
     return middle + half * torch.tanh((value - middle) / half)
 
@@ -415,7 +492,12 @@ def _interpolated(at: Tensor, counts: Tensor, values: Tensor) -> Tensor:
 
 
 def pick(values: Tensor, step: Tensor) -> Tensor:
-    """The entry of the last dimension at each step index."""
+    """The entry of the last dimension at each step index.
+
+    Args:
+        values: Shape (..., K).
+        step: Positions in the last dimension, shape (...), int64.
+    """
     return values.gather(-1, step[..., None])[..., 0]
 
 

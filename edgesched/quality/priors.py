@@ -180,6 +180,11 @@ class PriorQuality:
     def scenario(self, demand: Any, latency_weight: float, **options: Any) -> Scenario:
         """The planning problem for a demand; arguments as of ``QualityModel.scenario``.
 
+        Args:
+            demand: As of :func:`~edgesched.quality.model.demand_of`.
+            latency_weight: ω in points per second.
+            **options: Further fields of :class:`~edgesched.types.Scenario`.
+
         Raises:
             ScenarioError: If the demand names an unknown category, or a value is out of range.
         """
@@ -208,6 +213,10 @@ def _told(model: Any) -> Mapping[str, Any]:
 
 def published_times(name: str, node: Mapping[str, Any]) -> ModelTimes:
     """Times that a model's configuration tells.
+
+    Args:
+        name: Model, as messages call it.
+        node: Its configuration, with ``step_time_s``, ``overhead_s`` and ``timing_source``.
 
     Raises:
         ConfigError: If one is missing or out of range, or no source is named.

@@ -82,7 +82,14 @@ def show(value: Cell) -> str:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], console: Console | None = None
 ) -> None:
-    """Print a table to the terminal, at least 120 columns wide where the output is not a terminal."""
+    """Print a table to the terminal, at least 120 columns wide where the output is not a terminal.
+
+    Args:
+        title: Title.
+        columns: Heads of the columns.
+        rows: Cells, row by row.
+        console: Where it goes; None is the terminal.
+    """
     table = Table(title=Text(title), title_justify="left", header_style="bold")  # Text: no brackets taken for markup
     for i, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if i == 0 else "right", no_wrap=i == 0)

@@ -51,7 +51,12 @@ def plain_log(axis: Any) -> None:
 
 
 def wrapped(text: str, width: int) -> str:
-    """``text`` in lines of at most ``width`` characters."""
+    """``text`` in lines of at most ``width`` characters.
+
+    Args:
+        text: Words.
+        width: Characters.
+    """
     return "\n".join(textwrap.wrap(text, width))
 
 
@@ -59,6 +64,11 @@ def save(figure: Figure, path: Path, *, vector: bool = False) -> Path:
     """Write a figure as PNG, and as SVG beside it if asked for; returns the PNG's path.
 
     Texts stand as they are: a dollar sign in a prompt or a name begins no formula.
+
+    Args:
+        figure: The figure; its texts are changed.
+        path: PNG file; its folder is made.
+        vector: Write SVG too.
     """
     _take_literally(figure)
     path.parent.mkdir(parents=True, exist_ok=True)

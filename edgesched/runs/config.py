@@ -67,7 +67,12 @@ def register_schema() -> None:
 
 
 def nearest(word: str, allowed: list[str]) -> str:
-    """A hint that names the nearest allowed word, or all of them."""
+    """A hint that names the nearest allowed word, or all of them.
+
+    Args:
+        word: What was given.
+        allowed: What would have been allowed.
+    """
     close = difflib.get_close_matches(word, allowed, n=1)
     return f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(sorted(allowed))}"
 
@@ -86,6 +91,10 @@ def _quiet() -> Iterator[None]:
 
 def check(node: Any, path: str = "") -> None:
     """Check every ``_target_`` below a node: that it can be located, and that it takes the arguments given.
+
+    Args:
+        node: Part of a configuration.
+        path: Its full name, as messages call it.
 
     Raises:
         ConfigError: Naming the key by its full path and the nearest valid one.

@@ -106,7 +106,13 @@ def _clone() -> str:
 
 
 def mark(folder: Path, name: str, values: dict[str, Any]) -> None:
-    """Write a small JSON file into a run folder in one atomic step."""
+    """Write a small JSON file into a run folder in one atomic step.
+
+    Args:
+        folder: Run folder.
+        name: Name of the file.
+        values: What it holds.
+    """
     write_json(folder / name, values)
 
 
@@ -130,7 +136,16 @@ def earlier(folder: Path, digest: str) -> tuple[Path, float | None] | None:
 class SweepEnd(Callback):
     """After a sweep, name the jobs that failed and end with exit code 1 if there are any."""
 
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:  # noqa: D102
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Read what the jobs of a sweep left in its folder.
+
+        Args:
+            config: Configuration of the sweep, with Hydra's own node.
+            **kwargs: What else Hydra tells.
+
+        Raises:
+            SystemExit: If a job failed.
+        """
         folder = Path(config.hydra.sweep.dir)
         failed = sorted(folder.glob(f"*/{FAILED}"), key=lambda file: int(file.parent.name))
         if not failed:

@@ -177,7 +177,12 @@ class Tracker:
             self.run = None
 
     def metrics(self, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Log nested numbers under names joined by slashes."""
+        """Log nested numbers under names joined by slashes.
+
+        Args:
+            values: Names → numbers, or such mappings again.
+            step: W&B step; None is the next.
+        """
         with left_out("W&B"):
             self.run.log(dict(_flatten(values)), step=step)
 
@@ -187,7 +192,13 @@ class Tracker:
             self.run.summary.update(dict(_flatten(values)))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Log a table."""
+        """Log a table.
+
+        Args:
+            name: Name in the run.
+            columns: Heads of the columns.
+            rows: Cells, row by row.
+        """
         import wandb
 
         with left_out("W&B"):
@@ -217,7 +228,13 @@ class Tracker:
             self.run.log({name: wandb.Image(str(file)) for name, file in files.items()})
 
     def sample_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Log a table whose last column holds image arrays, shape (H, W, 3), uint8."""
+        """Log a table whose last column holds image arrays, shape (H, W, 3), uint8.
+
+        Args:
+            name: Name in the run.
+            columns: Heads of the columns.
+            rows: Cells, row by row; the last is the image.
+        """
         import wandb
 
         with left_out("W&B: sample images"):

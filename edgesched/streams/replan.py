@@ -55,6 +55,10 @@ class SlotRun:
 def demand_of_slots(stream: RequestStream, slot_s: float) -> Tensor:
     """Requests of every slot and category, shape (slots, C), of a stream of one replica.
 
+    Args:
+        stream: Requests of one replica.
+        slot_s: Length of a slot in seconds.
+
     Raises:
         RequestError: If a slot is not positive, or there are several replicas.
     """

@@ -69,6 +69,9 @@ class Sizes:
         draws: Bootstrap draws over prompts, for every split.
         replay_draws: Those of the comparison with peers.
         agreement_requests: Requests of each replica that theory is checked with.
+
+    Raises:
+        ArgumentError: If there is no split.
     """
 
     splits: int = 10
@@ -167,6 +170,11 @@ def grid_points(
 ) -> tuple[list[Point], Point]:
     """Grid points, and the middle one, at which the others are cut.
 
+    Args:
+        loads: Requests of every category a slot.
+        budgets: Speed of the server relative to the measured one.
+        latency_weights: ω in points per second.
+
     Raises:
         ArgumentError: If an axis is empty, repeats a value, or has one that is not positive.
     """
@@ -189,7 +197,15 @@ def _scenarios(problem: Problem, quality: Any, points: Sequence[Point]) -> Scena
 
 
 def run_grid(problem: Problem, methods: Mapping[str, Method], points: list[Point], sizes: Sizes, routing: str) -> Grid:
-    """Plan with every method on all points at once, and replay, for every split."""
+    """Plan with every method on all points at once, and replay, for every split.
+
+    Args:
+        problem: Table, fits and latency model.
+        methods: Assignment and search of every method.
+        points: Load, budget and ω of every grid point.
+        sizes: How often everything is repeated.
+        routing: As of :func:`edgesched.evaluation.replay.replay`.
+    """
     found: dict[str, dict[str, list[Any]]] = {w: {n: [] for n in methods} for w in ("utility", "quality", "latency_s")}
     for split in track(range(sizes.splits), description="Splits of the prompts"):
         fit_half, held = problem.table.split(split)
@@ -233,7 +249,12 @@ def headline_rows(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[Cell
 
 
 def words(rows: Mapping[str, Mapping[str, Any]], found: Mapping[str, float]) -> list[str]:
-    """Which baseline annealing beats, in which sense, and which it does not."""
+    """Which baseline annealing beats, in which sense, and which it does not.
+
+    Args:
+        rows: Baseline → how annealing compares with it.
+        found: What the checks of the simulator found, as far as they were made.
+    """
     sentences = []
     for name, row in rows.items():
         q, t, u = row["quality_gain_pct"], row["latency_cut_pct"], row["utility_gain"]

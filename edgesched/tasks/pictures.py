@@ -32,7 +32,13 @@ class Album:
         self.pictures: Pictures = {}
 
     def keep(self, name: str, figure: Any, caption: str) -> None:
-        """Write a figure under its name, with the caption that the page shows."""
+        """Write a figure under its name, with the caption that the page shows.
+
+        Args:
+            name: Name of the picture, and of its file.
+            figure: A matplotlib figure.
+            caption: One sentence.
+        """
         self.pictures[name] = (style.save(figure, self.folder / f"{name}.png", vector=self.vector), caption)
 
     def __getitem__(self, name: str) -> tuple[Path, str]:
@@ -46,7 +52,15 @@ class Album:
 def named_plan(
     plan: Plan, categories: tuple[str, ...], models: tuple[str, ...], method: str, workload: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A plan by names, as an operator would load it."""
+    """A plan by names, as an operator would load it.
+
+    Args:
+        plan: Plans; the first is told.
+        categories: Category names, C of them.
+        models: Model names, M of them.
+        method: What found it.
+        workload: What it was planned for.
+    """
     return {
         "method": method,
         "workload": dict(workload),
@@ -60,7 +74,12 @@ def named_plan(
 
 
 def score_figures(fit_half: ScoreTable, quality: QualityModel) -> dict[str, tuple[Any, str]]:
-    """What the scores of a table look like beside their fits; name → (figure, caption)."""
+    """What the scores of a table look like beside their fits; name → (figure, caption).
+
+    Args:
+        fit_half: Rows that were fitted.
+        quality: Distributions fitted to them.
+    """
     frame = fit_half.frame
     mean = quality.mean().detach().double().numpy()
     counts = np.array(quality.step_counts)
@@ -115,7 +134,12 @@ def sentences(remarks: Sequence[str]) -> list[str]:
 
 
 def stream_facts(table: ScoreTable, metrics: Mapping[str, Any]) -> dict[str, str]:
-    """What a page on a stream says at its head."""
+    """What a page on a stream says at its head.
+
+    Args:
+        table: Score table.
+        metrics: Metrics of the run, with the node ``stream``.
+    """
     stream = metrics["stream"]
     return {
         "Scores come from": table.device,

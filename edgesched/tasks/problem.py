@@ -103,6 +103,10 @@ class Problem:
         Args:
             scores: Distributions to take instead of the fitted ones.
             **changes: Values that replace the workload's.
+
+        Raises:
+            ConfigError: If memory is limited and a model does not say what it needs.
+            ScenarioError: If a value is out of range.
         """
         scores = scores or self.scores
         workload = {**self.workload, **changes}
@@ -133,12 +137,24 @@ class Arrivals(Protocol):
     """Makes a stream of requests."""
 
     def __call__(self, *, rate: Sequence[float], categories: Sequence[str], seed: int) -> RequestStream:
-        """A stream with a mean rate of every category, in requests a second."""
+        """A stream of requests.
+
+        Args:
+            rate: Mean requests a second of every category, shape (C,).
+            categories: Their names.
+            seed: Seed of the stream.
+        """
         ...
 
 
 def stream_of(problem: Problem, arrivals: Arrivals | None, categories: Sequence[str], seed: int) -> RequestStream:
     """Requests at the mean rate that the workload's demand says.
+
+    Args:
+        problem: Its workload's demand is the rate, in requests a second.
+        arrivals: Makes the stream; None where the workload has none.
+        categories: Category names, C of them.
+        seed: Seed of the stream.
 
     Raises:
         ConfigError: If the workload has no arrivals, or names an unknown category.
@@ -161,6 +177,10 @@ def stream_of(problem: Problem, arrivals: Arrivals | None, categories: Sequence[
 def expect_whole(name: str, value: int) -> None:
     """Refuse what is no whole number of at least 1.
 
+    Args:
+        name: Key, as the message calls it.
+        value: What is given.
+
     Raises:
         ArgumentError: Naming the key.
     """
@@ -170,6 +190,11 @@ def expect_whole(name: str, value: int) -> None:
 
 def expect_positive(name: str, value: float, most: float = math.inf) -> None:
     """Refuse what is no finite number above 0, or is above the most.
+
+    Args:
+        name: Key, as the message calls it.
+        value: What is given.
+        most: Largest value that is allowed.
 
     Raises:
         ArgumentError: Naming the key.
