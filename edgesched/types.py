@@ -88,7 +88,13 @@ class PromptSet:
         )
 
     def per_category(self, count: int) -> PromptSet:
-        """The first ``count`` prompts of every category, in order."""
+        """The first ``count`` prompts of every category, in order.
+
+        Raises:
+            PromptError: If the count is not positive.
+        """
+        if count < 1:
+            raise PromptError(f"prompts_per_category: expected a positive whole number, got {count}")
         taken: dict[str, int] = {}
         keep = []
         for i, category in enumerate(self.categories):

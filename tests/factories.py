@@ -36,4 +36,5 @@ def synthetic_frame(prompts: int = 40, seeds: int = 2, seed: int = 0, std: float
 
 def synthetic_table(prompts: int = 40, seeds: int = 2, seed: int = 0, std: float = 5.0) -> ScoreTable:
     """The frame above as a table."""
-    return ScoreTable(synthetic_frame(prompts, seeds, seed, std), {"device": "synthetic"})
+    manifest = {"device": "synthetic", "category_order": list(CATEGORIES), "model_order": list(MODELS)}
+    return ScoreTable(synthetic_frame(prompts, seeds, seed, std), manifest)

@@ -16,19 +16,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import run_task
 from tiny import save_tiny
 
 from edgesched.data.table import KEY, ScoreTable
-from edgesched.errors import CampaignError, ConfigError
+from edgesched.errors import CampaignError, PromptError
 from edgesched.generation.campaign import UnfinishedError, run_campaign
 from edgesched.generation.diffusion import DiffusionModel, image_seed
 from edgesched.generation.jobs import Generation, Job
 from edgesched.generation.scores import CLIPScore, Colourfulness, SampleScore
 from edgesched.generation.shards import CampaignFolder
 from edgesched.micro.world import prompt_set
-from edgesched.runs.config import register_schema
-from edgesched.tasks import schedule as pipeline
 from edgesched.types import PromptSet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -459,12 +457,8 @@ def test_a_number_that_is_no_positive_whole_one_is_refused_by_its_key(tmp_path, 
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_prompts_of_a_category_are_refused_by_the_key(tmp_path, count):
-    register_schema()
-    overrides = ["+experiment=campaign", f"campaign.prompts_per_category={count}", "run_folder=."]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=overrides)
-    with pytest.raises(ConfigError, match=rf"^campaign.prompts_per_category: expected a positive .*, got {count}$"):
-        pipeline.campaign(cfg, tmp_path, None)
+    with pytest.raises(PromptError, match=rf"^prompts_per_category: expected a positive whole number, got {count}$"):
+        run_task(tmp_path, "+experiment=campaign", f"campaign.prompts_per_category={count}")
 
 
 @pytest.mark.parametrize("processes", [2, 8])

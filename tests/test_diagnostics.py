@@ -2,22 +2,18 @@
 
 import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from composing import run_task
 from factories import CATEGORIES, MODELS, STEPS, synthetic_frame, synthetic_table
-from hydra import compose, initialize_config_dir
 
 import edgesched as es
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ScoreTableError
+from edgesched.evaluation.levels import score_levels
 from edgesched.quality import diagnostics
-from edgesched.runs.config import register_schema
-from edgesched.tasks.schedule import run
-
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +46,7 @@ def test_scores_drawn_from_the_model_are_uniform_and_covered_as_promised(table, 
              for c, names in (("category", CATEGORIES), ("model", MODELS), ("steps", STEPS))]  # fmt: skip
     prompt = frame["prompt_id"].str.split("-").str[1].astype(int).to_numpy()
     rows = diagnostics.score_rows(model, redrawn(table, drawn[prompt, *place]))
-    tests = diagnostics.pit_tests(rows)
+    tests = diagnostics.pit_tests(diagnostics.in_order(rows, table))
     assert [(t["category"], t["model"]) for t in tests] == [(c, m) for c in CATEGORIES for m in MODELS]
     assert {(t["prompts"], t["steps"]) for t in tests} == {(64, 16)}
     assert min(t["p_holm"] for t in tests) > 0.05
@@ -66,9 +62,9 @@ def test_skewed_scores_are_told_from_a_gaussian():
     frame = synthetic_frame(100, seeds=1)
     skewed = frame["category"] == "Basic"
     noise = np.where(skewed, 10 - rng.exponential(10, len(frame)), rng.normal(0, 10, len(frame)))
-    table = ScoreTable(frame.assign(clip_score=60 + noise))
+    table = ScoreTable(frame.assign(clip_score=60 + noise), order=CATEGORIES)
     rows = diagnostics.out_of_fold(table, partial(es.fit_quality, strength=0), folds=3)
-    tests = diagnostics.pit_tests(rows)
+    tests = diagnostics.pit_tests(diagnostics.in_order(rows, table))
     rejected = {t["category"] for t in tests if t["p_holm"] < 0.05}
     assert rejected == {"Basic"}
     words = diagnostics.non_gaussian_words(tests)
@@ -138,12 +134,8 @@ def test_holm_is_never_below_the_plain_p_and_at_most_one():
 
 def test_the_fit_experiment_leaves_what_it_promises(tmp_path, capsys):
     synthetic_table(24, seeds=1).save(tmp_path / "table")
-    register_schema()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", ["+experiment=fit", "debug=true", "logger.mode=disabled", f"run_folder={tmp_path}",
-                                 f"data.path={tmp_path / 'table'}",
-                                 "~fit.families.student_t", "~fit.families.skew_normal"])  # fmt: skip
-    run(cfg)
+    run_task(tmp_path, "+experiment=fit", "debug=true", f"data.path={tmp_path / 'table'}",
+             "~fit.families.student_t", "~fit.families.skew_normal")  # fmt: skip
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert set(metrics["families"]) == {"gaussian", "quantiles"}
     for family in metrics["families"].values():
@@ -169,7 +161,7 @@ def test_score_levels_compare_other_images_than_made_the_levels():
         ]
     columns = ["prompt_id", "category", "model", "steps", "seed", "clip_score", "latency_s", "batch_size"]
     frame = pd.DataFrame(rows, columns=columns)
-    found = diagnostics.score_levels(ScoreTable(frame), ("tiny", "grand"))
+    found = score_levels(ScoreTable(frame), ("tiny", "grand"))
     assert found["own_scores"]
     assert [level["prompts"] for level in found["levels"]] == [300, 300, 300]
     for level in found["levels"]:
@@ -178,13 +170,11 @@ def test_score_levels_compare_other_images_than_made_the_levels():
         assert tiny["lo"] < tiny["mean"] < tiny["hi"]
     means = [level["models"]["grand"]["mean"] for level in found["levels"]]
     assert means == sorted(means)
-    biased = diagnostics.score_levels(ScoreTable(frame[frame.seed == 0]), ("tiny", "grand"))
+    biased = score_levels(ScoreTable(frame[frame.seed == 0]), ("tiny", "grand"))
     assert not biased["own_scores"]
     spread = [
         f["levels"][2]["models"]["tiny"]["mean"] - f["levels"][0]["models"]["tiny"]["mean"] for f in (found, biased)
     ]
     assert spread[1] > spread[0] + 2
     with pytest.raises(ScoreTableError, match="levels"):
-        diagnostics.score_levels(
-            ScoreTable(frame[frame.prompt_id.isin(["p0", "p1"])], min_prompts=1), ("tiny", "grand")
-        )
+        score_levels(ScoreTable(frame[frame.prompt_id.isin(["p0", "p1"])], min_prompts=1), ("tiny", "grand"))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_configs import composed
+from composing import run_task
 
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ScoreTableError
@@ -18,7 +18,6 @@ from edgesched.quality.difficulty import (
     prompt_offsets,
     split_by_difficulty,
 )
-from edgesched.tasks.difficulty import difficulty
 
 
 def made(prompts=120, signal=4.0, noise=1.0, seed=0, width=6):
@@ -147,23 +146,9 @@ def test_word_counts_know_words_not_their_order_unless_asked():
     assert not torch.equal(pairs[0], pairs[1])
 
 
-class _Silent:
-    def score_table(self, table):
-        assert len(table)
-
-    def summary(self, metrics):
-        json.dumps(metrics)
-
-    def images(self, pictures):
-        assert all(file.is_file() for file in pictures.values())
-
-
 @pytest.mark.weights
 def test_the_difficulty_experiment_leaves_what_it_promises(tmp_path, capsys):
-    cfg = composed(
-        "+experiment=difficulty", "difficulty.loads=[4,32]", "replay.draws=100", "quality.max_epochs=20",
-    )  # fmt: skip
-    difficulty(cfg, tmp_path, _Silent())
+    run_task(tmp_path, "+experiment=difficulty", "difficulty.loads=[4,32]", "replay.draws=100", "quality.max_epochs=20")
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["explained"]["all"]["value"] > 0.25
     for by_load in metrics["gains"].values():

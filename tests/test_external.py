@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
+from composing import composed, run_task
 
 from edgesched.data.sources import pp_scores, t2i_scores
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ScoreTableError
 from edgesched.evaluation.variance import SOURCES, variance_table
-from edgesched.runs.config import build, register_schema
-from edgesched.tasks.policies import policies, words
+from edgesched.runs.config import build
+from edgesched.tasks.policies import words
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 PP_SECONDS = {"sd_turbo": 0.141, "amused": 0.399, "sdxl_turbo": 0.477, "taesd": 1.508}
@@ -47,12 +47,6 @@ def t2i_file(path, prompts=24):
         path, index=False
     )
     return path
-
-
-def composed(*overrides):
-    register_schema()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=list(overrides))
 
 
 def test_pp_scores_has_the_published_categories_or_the_challenges(tmp_path):
@@ -126,28 +120,17 @@ def test_variance_table_refuses(tmp_path):
         variance_table(ScoreTable(table.frame[table.frame.model == "amused"]))
 
 
-class _Silent:
-    def score_table(self, table):
-        assert len(table)
-
-    def summary(self, metrics):
-        json.dumps(metrics)
-
-    def images(self, pictures):
-        assert all(file.is_file() for file in pictures.values())
-
-
 def test_policies_are_compared_under_load_and_in_words(tmp_path, capsys):
     file = pp_file(tmp_path / "pp.csv", 40, interaction=0.8)
-    cfg = composed(
-        "+experiment=policies", "data=pp_scores", f"data.path={file}", "workload.latency_weight=0.05", "run_folder=.",
+    options = (
+        "+experiment=policies", "data=pp_scores", f"data.path={file}", "workload.latency_weight=0.05",
         "policies.loads=[1,64]", "policies.compare.by_hand.thresholds=[27,29,31]", "policies.compare.trained.starts=2",
         "policies.compare.trained.iterations=10", "policies.decisions.counts=[8,null]", "policies.decisions.repeats=3",
         "policies.decisions.draws=10", "replay.draws=200",
     )  # fmt: skip
-    policies(cfg, tmp_path, _Silent())
+    run_task(tmp_path, *options)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    names = {*cfg.policies.compare, "single_best", "joint_lower_bound", "cascade_last", "cascade_better"}
+    names = {*composed(*options).policies.compare, "single_best", "joint_lower_bound", "cascade_last", "cascade_better"}
     for rows in metrics["loads"].values():
         assert set(rows) == names
         assert rows["single_best"]["over_single"] == {"value": 0.0, "lo": 0.0, "hi": 0.0}

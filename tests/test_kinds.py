@@ -81,13 +81,16 @@ def test_only_a_method_that_cannot_solve_this_problem_is_left_out():
 
     from edgesched.search import coordinate
 
-    assert list(plan_all({"a": (policy, unable), "b": (policy, coordinate)}, scenario, None)) == ["b"]
+    def method(assignment, search):
+        return {"assignment": assignment, "search": search}
+
+    assert list(plan_all({"a": method(policy, unable), "b": method(policy, coordinate)}, scenario, None)) == ["b"]
     with pytest.raises(ArgumentError, match=r"^method\.a: iterations: expected a positive integer, got 0$"):
-        plan_all({"a": (policy, wrong), "b": (policy, coordinate)}, scenario, None)
+        plan_all({"a": method(policy, wrong), "b": method(policy, coordinate)}, scenario, None)
     with pytest.raises(TypeError):
-        plan_all({"a": (policy, broken), "b": (policy, coordinate)}, scenario, None)
+        plan_all({"a": method(policy, broken), "b": method(policy, coordinate)}, scenario, None)
     with pytest.raises(SearchError, match="no method could plan for this scenario; slots only"):
-        plan_all({"a": (policy, unable)}, scenario, None)
+        plan_all({"a": method(policy, unable)}, scenario, None)
 
 
 def test_a_wrong_value_ends_the_run_in_one_line(tmp_path):

@@ -28,7 +28,7 @@ def test_csv_and_its_errors(tmp_path):
         prompts.csv(file)
     assert prompts.csv(file, columns={"prompt": "text"}).texts == ("a",)
     file.write_text("text,category\na,\n")
-    with pytest.raises(PromptError, match="row 0: category"):
+    with pytest.raises(PromptError, match="line 2: category is empty"):
         prompts.csv(file)
     with pytest.raises(PromptError, match="is no file"):
         prompts.csv(tmp_path / "none.csv")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgesched.errors import RequestError
+from edgesched.errors import ArgumentError, RequestError
 from edgesched.streams.arrivals import RequestStream, bursty, diurnal, poisson, trace
 
 TRACE = Path(__file__).resolve().parents[2] / "shared/data/t2i_requests.csv"
@@ -50,15 +50,14 @@ def test_a_trace_is_scaled_filtered_and_its_malformed_rows_are_counted(tmp_path,
         "gmt_create,predict_type,prompt_length\n"
         "2024-11-15 10:00:10,TXT_2_IMG,5\n"
         "2024-11-15 10:00:00,TXT_2_IMG,50\n"
-        "not a time,TXT_2_IMG,7\n"
+        ",TXT_2_IMG,7\n"
         "2024-11-15 10:00:05,INPAINTING,7\n"
         "2024-11-15 10:00:30,TXT_2_IMG,\n"
-        "2024-11-15 10:00:20,TXT_2_IMG,500,extra,cells\n"
     )
     came = trace(file, ["short", "long"], rate_scale=10.0)
     assert came.arrival_s.tolist() == [[0.0, 1.0, 3.0]]
     assert came.category[0, :2].tolist() == [1, 0]
-    assert "2 of 5 rows are malformed and skipped" in caplog.text
+    assert "1 of 4 rows are malformed and skipped" in caplog.text
     assert len(trace(file, ["short", "long"], tasks=None)) == 4
     assert len(trace(file, ["short", "long"], limit=1)) == 1
 
@@ -90,8 +89,9 @@ def test_bad_input_is_named(tmp_path):
         trace(file, ["a"], time_column="when")
     with pytest.raises(RequestError, match="cannot be read"):
         trace(tmp_path / "nothing.csv", ["a"])
-    with pytest.raises(RequestError, match="rate_scale"):
-        trace(file, ["a"], rate_scale=0.0)
+    for scale in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ArgumentError, match="rate_scale: expected a number above 0"):
+            trace(file, ["a"], rate_scale=scale)
     with pytest.raises(RequestError, match="rate: expected 1 finite rates"):
         poisson([float("nan")], ["a"])
     with pytest.raises(RequestError, match="swing"):

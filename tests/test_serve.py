@@ -128,7 +128,7 @@ def test_an_overload_has_no_predicted_mean_and_no_number_that_json_lacks():
 
 
 def test_a_stream_that_asks_more_than_its_plan_was_made_for_is_told_in_words():
-    from edgesched.tasks.streams import _overload_words
+    from edgesched.tasks.simulate import _overload_words
 
     stream = RequestStream([[0.0, 1.0, 2.0, 3.0, 4.0]], [[0] * 5], ("a",))  # 5 requests until second 4
     s = es.Scenario([[0.1]], [[[[10.0]]]], [1], [[1.0]], [[0.0]], [1.0], latency="queue")

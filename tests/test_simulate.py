@@ -9,7 +9,8 @@ from factories import MODELS, synthetic_table
 
 import edgesched as es
 from edgesched.errors import ArgumentError, PlanError, ScenarioError, ScoreTableError
-from edgesched.evaluation.replay import compare, plan_cascade, prompt_scores, replay, replay_cascade
+from edgesched.evaluation.cascade import plan_cascade, replay_cascade
+from edgesched.evaluation.replay import compare, prompt_scores, replay
 from edgesched.evaluation.robust import (
     LowerBound,
     bootstrap_quality,

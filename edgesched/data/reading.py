@@ -49,7 +49,12 @@ class Records:
         return column in self.columns
 
     def wrong(self, row: int, what: str) -> EdgeschedError:
-        """The error that says what is wrong with a record, by its place in the file."""
+        """The error that says what is wrong with a record, by its place in the file.
+
+        Args:
+            row: Position of the record.
+            what: What is wrong, as the message ends.
+        """
         return self.error(f"{self.path}: {self.places[row]}: {what}")
 
     def where(self, keep: Sequence[bool]) -> Records:
@@ -100,6 +105,10 @@ class Records:
 
     def integers(self, column: str, *, least: int | None = None) -> list[int]:
         """Whole numbers of at most 64 bits: ``4`` and ``4.0``, not ``4.9``.
+
+        Args:
+            column: The column.
+            least: Smallest number allowed.
 
         Raises:
             EdgeschedError: At the first field that is no such number.
@@ -300,6 +309,10 @@ def _part_number(name: str) -> int:
 
 def check_fields(path: Path | str, separator: str = ",") -> None:
     """Refuse a file that :func:`read_records` refuses, as a ValueError.
+
+    Args:
+        path: File, or folder of parts.
+        separator: Character between fields.
 
     Raises:
         ValueError: In one line.

@@ -54,7 +54,13 @@ def resolve(path: str) -> str:
 
 
 def unreachable(kind: str, path: str, reason: BaseException) -> ModelError:
-    """One line that says that a model cannot be loaded, and how to give a local folder."""
+    """One line that says that a model cannot be loaded, and how to give a local folder.
+
+    Args:
+        kind: ``"model"`` or ``"score model"``.
+        path: As it was asked for.
+        reason: What went wrong.
+    """
     from huggingface_hub.errors import HfHubHTTPError
 
     where = str(reason).strip().splitlines()[0][:200] if str(reason).strip() else type(reason).__name__
@@ -69,6 +75,15 @@ def unreachable(kind: str, path: str, reason: BaseException) -> ModelError:
 
 def fetchable(kind: str, path: str, revision: str | None, file: str) -> str:
     """A local folder, or a hub id that is cached or can be asked for: told at once, without the hub's retries.
+
+    Args:
+        kind: ``"model"`` or ``"score model"``.
+        path: Hub id, local folder, or ``package:`` folder.
+        revision: Revision of a hub id, or None.
+        file: A file that has to be in it.
+
+    Returns:
+        The hub id, or the local folder.
 
     Raises:
         ModelError: If it is neither.
@@ -89,7 +104,15 @@ def fetchable(kind: str, path: str, revision: str | None, file: str) -> str:
 
 
 def image_seed(prompt_id: str, seed: int) -> int:
-    """Seed of one image's noise: the same for every model and step count, so that they can be compared."""
+    """Seed of one image's noise: the same for every model and step count, so that they can be compared.
+
+    Args:
+        prompt_id: The prompt.
+        seed: Number of the image among those of the prompt.
+
+    Returns:
+        A whole number below 2⁵⁶.
+    """
     return int.from_bytes(hashlib.sha256(f"{prompt_id}/{seed}".encode()).digest()[:7], "big")
 
 
@@ -125,6 +148,9 @@ class DiffusionModel(ImageModel):
         channels_last: Keep convolution weights channels-last.
         compile: Compile the denoiser with ``torch.compile``; pays on long campaigns only.
         device: Device, or None for CUDA where there is one.
+
+    Raises:
+        ModelError: If the dtype is unknown, or the resolution is no positive whole numbers.
     """
 
     def __init__(

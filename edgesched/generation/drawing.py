@@ -20,14 +20,25 @@ _TEXT, _OTHER = "a red circle", "a large blue star above two small green rings b
 
 @contextlib.contextmanager
 def own_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from a state that a seed makes, and leave the process's as it was."""
+    """Draw from a state that a seed makes, and leave the process's as it was.
+
+    Args:
+        seed: Seed of PyTorch's generators.
+        device: Where is drawn besides the processor.
+    """
     with _STATE, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def draw_privately(scheduler: Any, seed: int, device: torch.device) -> None:
-    """Let a scheduler's steps draw from a state of their own, as in :func:`own_state`, held during each step only."""
+    """Let a scheduler's steps draw from a state of their own, as in :func:`own_state`, held during each step only.
+
+    Args:
+        scheduler: A diffusers scheduler, changed in place.
+        seed: Seed of the state.
+        device: Where is drawn besides the processor.
+    """
     step = scheduler.step
     state: list[Any] = []
 

@@ -36,7 +36,13 @@ _NO_JOB = -1
 
 @dataclass(frozen=True)
 class Job:
-    """One batch of images of one model at one step count."""
+    """One batch of images of one model at one step count.
+
+    Args:
+        model: Name of the model.
+        steps: Denoising steps.
+        rows: Position of the prompt, and seed, of every image.
+    """
 
     model: str
     steps: int
@@ -89,7 +95,15 @@ class Generation(L.LightningModule):
         return DataLoader(mine or [_NO_JOB], batch_size=None)  # type: ignore[arg-type]
 
     def predict_step(self, batch: int, *_: Any) -> int:
-        """Generate one job and say how many images it has; their scores and shard follow in the background."""
+        """Generate one job and say how many images it has; their scores and shard follow in the background.
+
+        Args:
+            batch: Position of the job, or −1 for none.
+            *_: What else Lightning tells.
+
+        Raises:
+            CampaignError: If the folder cannot be written, or a score fails.
+        """
         if int(batch) == _NO_JOB:
             return 0
         job = self.jobs[int(batch)]
@@ -203,6 +217,14 @@ def predict(
     generation: Generation, accelerator: str, devices: int, num_nodes: int, strategy: str, progress: bool
 ) -> None:
     """Run ``Trainer.predict`` and say in one line what went wrong in any process.
+
+    Args:
+        generation: What to run.
+        accelerator: Lightning's; without a GPU the processor is taken.
+        devices: Processes of this machine, no more than there are jobs.
+        num_nodes: Machines.
+        strategy: Lightning's; ``"auto"`` starts processes where there are several.
+        progress: Show a progress bar.
 
     Raises:
         CampaignError: If no trainer can be made of the arguments, or a process fails.

@@ -19,7 +19,16 @@ _NO_LIMIT = 10**9  # tokenizers without a limit say 10³⁰
 
 
 def folder_of(path: str, revision: str | None, variant: str | None) -> str:
-    """A local folder of a pipeline: itself, or the hub's snapshot in the cache, fetched if it is not there."""
+    """A local folder of a pipeline: itself, or the hub's snapshot in the cache, fetched if it is not there.
+
+    Args:
+        path: Local folder, or hub id.
+        revision: Revision of a hub id, or None.
+        variant: Weight variant, or None.
+
+    Raises:
+        Exception: As the hub's client raises it, if it cannot be fetched.
+    """
     if Path(path).is_dir():
         return path
     from diffusers import DiffusionPipeline
@@ -108,6 +117,11 @@ def inner_pipelines(pipeline: Any) -> Iterator[Any]:
 def set_scheduler(pipeline: Any, scheduler: Any, told: str) -> None:
     """Let a pipeline denoise with a scheduler, also where one inside it denoises.
 
+    Args:
+        pipeline: A diffusers pipeline, changed in place.
+        scheduler: A scheduler without the state of an earlier run.
+        told: How the model is called in messages.
+
     Raises:
         ModelError: If it would not take effect.
     """
@@ -170,7 +184,12 @@ def limit_tokenizers(pipeline: Any) -> None:
 
 
 def truncated(pipeline: Any, text: str) -> bool:
-    """Whether a prompt is longer than the token limit of every text encoder of a pipeline."""
+    """Whether a prompt is longer than the token limit of every text encoder of a pipeline.
+
+    Args:
+        pipeline: A diffusers pipeline.
+        text: The prompt.
+    """
     limit = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
     most = limit.default if limit is not None and isinstance(limit.default, int) else _NO_LIMIT
     cut = [

@@ -17,7 +17,17 @@ log = logging.getLogger(__name__)
 
 
 def sample_grid(model: ImageModel, prompts: PromptSet, steps: int, seed: int = 0) -> np.ndarray:
-    """One image of each prompt, shape (prompts, height, width, 3), uint8."""
+    """One image of each prompt, shape (prompts, height, width, 3), uint8.
+
+    Args:
+        model: The model.
+        prompts: The prompts.
+        steps: Denoising steps.
+        seed: Number of the image among those of its prompt.
+
+    Raises:
+        ModelError: If the model cannot make them.
+    """
     return model.generate(prompts.texts, steps, [image_seed(pid, seed) for pid in prompts.ids])
 
 

@@ -37,7 +37,15 @@ class SampleScore(Metric):
         self.add_state("values", default=[], dist_reduce_fx="cat")
 
     def score(self, images: Any, texts: Sequence[str]) -> Tensor:
-        """Score of each image, shape (N,), on the CPU, for uint8 images of shape (N, H, W, 3)."""
+        """Score of each image, shape (N,), on the CPU.
+
+        Args:
+            images: Shape (N, H, W, 3), uint8.
+            texts: Prompts, N of them.
+
+        Raises:
+            NotImplementedError: Here; a subclass has to write it.
+        """
         raise NotImplementedError
 
     def truncates(self, text: str) -> bool:
@@ -51,7 +59,12 @@ class SampleScore(Metric):
         """Fail before a campaign begins, not in the middle of it."""
 
     def update(self, images: Any, texts: Sequence[str]) -> None:
-        """Keep the scores of a batch."""
+        """Keep the scores of a batch.
+
+        Args:
+            images: Shape (N, H, W, 3), uint8.
+            texts: Prompts, N of them.
+        """
         self.values.append(self.score(images, texts))
 
     def compute(self) -> Tensor:
@@ -126,7 +139,11 @@ class CLIPScore(SampleScore):
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings of prompts, shape (N, width); each is computed once."""
+        """Unit embeddings of prompts, shape (N, width); each is computed once.
+
+        Raises:
+            ModelError: If the checkpoint cannot be loaded.
+        """
         model, tokenizer, _ = self._parts()
         new = [text for text in dict.fromkeys(texts) if text not in self._texts]
         if new:
@@ -139,10 +156,14 @@ class CLIPScore(SampleScore):
 
     @torch.inference_mode()
     def score(self, images: Any, texts: Sequence[str]) -> Tensor:
-        """Score of each image, shape (N,), for uint8 images of shape (N, H, W, 3).
+        """Score of each image, shape (N,), on the CPU.
+
+        Args:
+            images: Shape (N, H, W, 3), uint8.
+            texts: Prompts, N of them.
 
         Raises:
-            ModelError: If there are more images than texts, or fewer.
+            ModelError: If there are more images than texts, or fewer, or the checkpoint cannot be loaded.
         """
         if len(images) != len(texts):
             raise ModelError(f"score: {len(images)} images for {len(texts)} prompts")
@@ -160,7 +181,12 @@ class Colourfulness(SampleScore):
     path = "Hasler & Süsstrunk 2003"
 
     def score(self, images: Any, texts: Sequence[str]) -> Tensor:
-        """Score of each image, shape (N,), for uint8 images of shape (N, H, W, 3)."""
+        """Score of each image, shape (N,), on the CPU.
+
+        Args:
+            images: Shape (N, H, W, 3), uint8.
+            texts: Not looked at.
+        """
         red, green, blue = torch.as_tensor(images).float().flatten(1, 2).unbind(-1)
         opponents = torch.stack([red - green, (red + green) / 2 - blue])
         spread, mean = opponents.std(-1, correction=0), opponents.mean(-1)

@@ -67,7 +67,11 @@ class CampaignFolder:
 
     @contextlib.contextmanager
     def guarded(self) -> Iterator[None]:
-        """Turn a failure to write into one line."""
+        """Turn a failure to write into one line.
+
+        Raises:
+            CampaignError: In place of an OSError.
+        """
         try:
             yield
         except OSError as exc:
@@ -88,7 +92,11 @@ class CampaignFolder:
             lock.release()
 
     def begin(self) -> None:
-        """Make the folder, or say why it cannot be made."""
+        """Make the folder, or say why it cannot be made.
+
+        Raises:
+            CampaignError: If it cannot be made.
+        """
         with self.guarded():
             (self.out / SHARDS).mkdir(parents=True, exist_ok=True)
             probe = self.out / f".probe.{os.getpid()}"
@@ -102,6 +110,9 @@ class CampaignFolder:
             rows: Columns of ``KEY``, ``text_digest`` and whatever else is kept of an image; of one model.
             model: Settings of the model.
             scores: Settings of every score.
+
+        Raises:
+            CampaignError: If it cannot be written.
         """
         frame = pd.DataFrame(rows)
         made_by = json_text({"model": model, "scores": scores})
@@ -115,7 +126,11 @@ class CampaignFolder:
             write_bytes(self.out / SHARDS / f"{name}.parquet", buffer.getvalue())
 
     def read(self) -> Kept:
-        """Every image of the folder; a torn shard is dropped, and one that says not what it was made by is left."""
+        """Every image of the folder; a torn shard is dropped, and one that says not what it was made by is left.
+
+        Raises:
+            CampaignError: If a shard is there and the disk does not give it.
+        """
         frames, unknown = [], 0
         models: dict[str, list[dict[str, Any]]] = {}
         scores: list[dict[str, Any]] = []
@@ -154,6 +169,11 @@ class CampaignFolder:
     def check(self, kept: Kept, models: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> None:
         """Refuse to go on with images or scores that were made otherwise.
 
+        Args:
+            kept: What :meth:`read` found.
+            models: Settings of the models now, by name.
+            scores: Settings of the scores now, by name.
+
         Raises:
             CampaignError: Naming the setting, its value in the folder and now.
         """
@@ -191,7 +211,16 @@ class CampaignFolder:
             write_bytes(self.out / TIMING, json_document([*rows, dict(row)]).encode())
 
     def keep_refusal(self, model: str, steps: int, why: str) -> None:
-        """Note why images of a model at a step count cannot be made, for the process that tells it at the end."""
+        """Note why images of a model at a step count cannot be made, for the process that tells it at the end.
+
+        Args:
+            model: Name of the model.
+            steps: The step count.
+            why: The reason, in one line.
+
+        Raises:
+            CampaignError: If it cannot be written.
+        """
         with self.guarded():
             folder = self.out / REFUSED
             folder.mkdir(exist_ok=True)
@@ -210,14 +239,27 @@ class CampaignFolder:
         return found
 
     def forget_refusals(self, models: Mapping[str, Any], counts: Sequence[int]) -> None:
-        """Let every step count be tried again by this start."""
+        """Let every step count be tried again by this start.
+
+        Args:
+            models: Models by name.
+            counts: Step counts.
+
+        Raises:
+            CampaignError: If a note cannot be deleted.
+        """
         with self.guarded():
             for model in models:
                 for k in counts:
                     (self.out / REFUSED / f"{text_digest(json_text([model, k]))}.json").unlink(missing_ok=True)
 
     def order(self, models: Sequence[str], present: Sequence[str]) -> tuple[str, ...]:
-        """Models in the order of this start if it names all, else in that of the folder, new ones last."""
+        """Models in the order of this start if it names all, else in that of the folder, new ones last.
+
+        Args:
+            models: Models of this start.
+            present: Models that have images.
+        """
         if set(present) <= set(models):
             return tuple(m for m in models if m in set(present))
         try:

@@ -44,6 +44,11 @@ def draw_pool(scenes: int, seed: int, wrong: int = 6) -> ScenePool:
     """Draw scenes in the proportions of :data:`CATEGORY_WEIGHTS`, each with ``wrong`` false captions.
 
     The wrong attribute is drawn in the proportions of :data:`ATTRIBUTE_WEIGHTS`, the harder the oftener.
+
+    Args:
+        scenes: Number of scenes.
+        seed: Seed of the draw.
+        wrong: False captions of each scene.
     """
     rng = np.random.default_rng([seed, 7])
     names, weights = list(CATEGORY_WEIGHTS), list(CATEGORY_WEIGHTS.values())

@@ -383,12 +383,14 @@ def prompt_set(per_category: int = 128, seed: int = 0, categories: tuple[str, ..
         categories: Categories, a subset of :data:`CATEGORIES`.
 
     Raises:
-        PromptError: If a category has fewer distinct captions (Basic has 216).
+        PromptError: If the number is not positive, or a category has fewer distinct captions (Basic has 216).
 
     Example:
         >>> prompt_set(2, seed=1, categories=("Basic",)).ids
         ('basic-00000', 'basic-00001')
     """
+    if per_category < 1:
+        raise PromptError(f"prompts_per_category: expected a positive whole number, got {per_category}")
     ids: list[str] = []
     texts: list[str] = []
     labels: list[str] = []

@@ -174,6 +174,17 @@ def compare_crps(
     return float(difference.mean()), float(low), float(high)
 
 
+def in_order(rows: pd.DataFrame, table: ScoreTable) -> pd.DataFrame:
+    """Rows by the table's order of categories, then of models, so that what is told of them follows it.
+
+    Args:
+        rows: With columns ``category`` and ``model``.
+        table: Says the orders.
+    """
+    places = {name: i for names in (table.categories, table.models or ()) for i, name in enumerate(names)}
+    return rows.sort_values(["category", "model"], key=lambda names: names.map(places), kind="stable")
+
+
 def pit_tests(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Tests that the PIT is uniform, two for every category and model, on one row of every prompt.
 

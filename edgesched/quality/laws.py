@@ -21,7 +21,7 @@ _SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 
 
 class Law(Protocol):
-    """A standard distribution with any number of shape parameters."""
+    """A standard distribution with any number of shape parameters; everything is elementwise."""
 
     @staticmethod
     def log_density(z: Tensor, *shape: Any) -> Tensor:

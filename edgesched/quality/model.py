@@ -145,7 +145,7 @@ class QualityModel(L.LightningModule):
         return {"offset": self.offset, "log_std": self.log_std}
 
     def gathered(self, category: Tensor, model: Tensor) -> dict[str, Tensor]:
-        """Every parameter, and what is fixed, at indices that broadcast, its own dimensions last.
+        """Every parameter, and what is fixed, at indices that broadcast; dimensions of its own stay last.
 
         Args:
             category: Positions of categories.

@@ -30,7 +30,37 @@ _RESERVED = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 
 @dataclass
 class Schema:
-    """Top-level keys of a run; every group is a node of its own under ``conf/``."""
+    """Top-level keys of a run; every key from ``task`` on holds what its group under ``conf/`` builds.
+
+    Args:
+        name: Name of the run's folder.
+        seed: Seed of whatever has none of its own.
+        rerun: In a sweep, run finished jobs again.
+        debug: Small sizes, and full tracebacks.
+        run_folder: Where the results go.
+        task: What is run.
+        problem: The score table, its fits and the workload.
+        data: The score table, or curves.
+        prompts: Prompt source.
+        model: Image models, by name.
+        score: Scores of images, by column.
+        campaign: Generation of a score table.
+        samples: Images generated while one watches.
+        quality: Family of score distributions.
+        fit: Comparison of the families.
+        method: Methods that are compared: an assignment and a search each.
+        assign: Assignment policy of the method ``plan``.
+        search: Search of the method ``plan``.
+        workload: Demand, latency model, constraints and arrivals.
+        estimate: What is planned on: the fitted means, or a careful estimate.
+        policies: Sizes of the comparison of policies.
+        difficulty: Prediction of prompts' difficulty.
+        paper: Sizes and grid of the paper's comparison.
+        stream: Slots and simulated streams of requests.
+        replay: Routing, draws and seed of the replay on held-out prompts.
+        train: Training of the micro family.
+        logger: Weights & Biases.
+    """
 
     name: str = "default"
     seed: int = 0

@@ -80,6 +80,9 @@ def poisson(rate: Sequence[float], categories: Sequence[str], *, requests: int =
         requests: Requests of each replica.
         replicas: Independent replicas.
         seed: Seed.
+
+    Raises:
+        RequestError: If a rate is out of range.
     """
     share, total = _shares(rate, categories)
     rng = np.random.default_rng(seed)
@@ -109,6 +112,9 @@ def bursty(
         burst_share: Share of the time spent in bursts, in (0, 1).
         burst_s: Mean length of a burst in seconds.
         seed: Seed.
+
+    Raises:
+        RequestError: If a rate, the burst, its share or its length is out of range.
 
     Source:
         Fischer and Meier-Hellstern, Performance Evaluation 18 (1993).
@@ -156,6 +162,9 @@ def diurnal(
         swing: Size of the swing relative to the mean, 0 to 1.
         period_s: Its period in seconds.
         seed: Seed.
+
+    Raises:
+        RequestError: If a rate, the swing or the period is out of range.
     """
     share, total = _shares(rate, categories)
     if not 0 <= swing <= 1 or period_s <= 0:

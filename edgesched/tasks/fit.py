@@ -59,7 +59,7 @@ def fit(
     measured: dict[str, dict[str, Any]] = {}
     for name in track(families, description="Fitting families"):
         fitter = families[name]
-        held[name] = diagnostics.out_of_fold(data, fitter, folds)
+        held[name] = diagnostics.in_order(diagnostics.out_of_fold(data, fitter, folds), data)
         begun = time.perf_counter()
         models[name] = fitter(data, logger=_csv_logger(run, name), checkpoint=run.folder / "checkpoints" / name)
         measured[name] = diagnostics.summarise(held[name], draws, seed)

@@ -15,7 +15,16 @@ from edgesched.types import Plan
 
 
 def gathered(tables: Tables, results: list[dict[str, Any]], polish: bool) -> tuple[Plan, Tensor]:
-    """Plan and history of a chunk from its restarts."""
+    """Plan and history of a chunk from its restarts.
+
+    Args:
+        tables: The chunk.
+        results: What each restart ended with: energies (B,), states, each (rows, B), and history (records, B).
+        polish: Make the shares, and where possible the assignment, optimal at the step counts found.
+
+    Returns:
+        Plan of B scenarios, and best utilities at recorded iterations, shape (records, B).
+    """
     best = torch.stack([r["energy"] for r in results]).argmax(0)
     count = len(results[0]["states"])
     states = []
