@@ -27,6 +27,7 @@ class Search(Protocol):
         Raises:
             SearchError: If the method cannot solve this problem.
             ArgumentError: If a setting is wrong, whatever the problem.
+            PlanError: If the assignment's rows are no probabilities.
         """
         ...
 

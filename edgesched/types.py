@@ -262,6 +262,9 @@ class Scenario:
         Returns:
             Scenarios in float64.
 
+        Raises:
+            ScenarioError: If a size is below 1.
+
         Example:
             >>> Scenario.random(2, seed=0).shape
             (2, 4, 3, 50)

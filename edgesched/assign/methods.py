@@ -33,6 +33,9 @@ def plan_all(
         scores: Fitted distributions.
         group: Where the methods stand in the configuration, for the message.
 
+    Returns:
+        Results by name, in the order of the methods.
+
     Raises:
         ArgumentError: If an argument of a method is wrong, whatever the problem.
         SearchError: If no method is left.
@@ -63,6 +66,13 @@ def plan_policies(
         scenario: Batch of loads.
         scores: Fitted distributions.
         search: Search for whatever the policy leaves open.
+
+    Returns:
+        Plans of all loads by policy, and of one model for everyone.
+
+    Raises:
+        ArgumentError: If an argument of a policy or of the search is wrong, whatever the problem.
+        SearchError: If policies were given and none is left.
     """
     methods: dict[str, Method] = {name: {"assignment": policy, "search": search} for name, policy in compared.items()}
     made = plan_all(methods, scenario, scores, "policies.compare") if methods else {}

@@ -186,6 +186,9 @@ def regret(scenario: Scenario, bound: Tensor, utility: Tensor) -> Tensor:
         scenario: Batch of B scenarios.
         bound: Upper bound on the utility, shape (B,).
         utility: Utility found, shape (B,).
+
+    Raises:
+        PlanError: As :func:`~edgesched.equations.utility.evaluate`.
     """
     from edgesched.equations.utility import single_best_utility
 

@@ -234,6 +234,14 @@ def replay_all(
         routing: How a request comes to its model.
         draws: Bootstrap draws.
         seed: Their seed.
+
+    Returns:
+        Replays by name, those of the cascades included.
+
+    Raises:
+        ScoreTableError: If prompts are shared with planning, or an option was not measured.
+        ArgumentError: If an argument is out of its range.
+        PlanError: If a plan does not fit.
     """
     outcomes = replay(plans, scenario, held, models, planned_on=fit, routing=routing, draws=draws, seed=seed)
     for deliver in cascade if len(models) > 1 else ():

@@ -93,6 +93,9 @@ def bootstrap_quality(
     Returns:
         Shape (D, C, M, K), −inf where a model was not measured.
 
+    Raises:
+        ScoreTableError: If an option was measured for some prompts of a category only.
+
     Source:
         Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 8.
     """
@@ -196,6 +199,9 @@ def safest(scenario: Scenario, draws: Tensor, plans: Sequence[Plan], level: floa
 
     Returns:
         A plan for each scenario.
+
+    Raises:
+        PlanError: If a plan does not fit the scenarios.
     """
     d, b = draws.shape[:2]
     wide = dataclasses.replace(scenario.repeat(d), quality=draws.flatten(0, 1))

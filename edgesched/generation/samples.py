@@ -61,7 +61,11 @@ class LiveSamples:
         return self.prompts.per_category(self.prompts_per_category)
 
     def make(self) -> dict[str, list[np.ndarray]]:
-        """Images of every model, in the order of ``shown``."""
+        """Images of every model, in the order of ``shown``, each of shape (height, width, 3), uint8.
+
+        Raises:
+            ModelError: If a model cannot make them.
+        """
         images = {}
         for name, model in self.models.items():
             images[name] = list(sample_grid(model, self.shown, self.steps))

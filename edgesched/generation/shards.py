@@ -81,7 +81,11 @@ class CampaignFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold what several starts beside each other read and then write."""
+        """Hold what several starts beside each other read and then write.
+
+        Raises:
+            CampaignError: If the folder cannot be written.
+        """
         with self.guarded():
             self.out.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.out / ".lock")
@@ -201,7 +205,11 @@ class CampaignFolder:
         return [row for row in found if "settings" in row]  # without them nothing says what was timed
 
     def keep_time(self, row: Mapping[str, Any]) -> None:
-        """Add a time to ``timing.json``, beside those that other starts have added meanwhile."""
+        """Add a time to ``timing.json``, beside those that other starts have added meanwhile.
+
+        Raises:
+            CampaignError: If it cannot be written.
+        """
 
         def key(r: Mapping[str, Any]) -> tuple[Any, ...]:
             return r["model"], r["steps"], r["batch_size"]

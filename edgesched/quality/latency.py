@@ -151,7 +151,11 @@ def fit_latency(table: ScoreTable, batched: bool = True) -> Mapping[str, Latency
 
 
 def fit_latencies(table: ScoreTable) -> tuple[Mapping[str, LatencyFit], Mapping[str, LatencyFit]]:
-    """Fits of whole batches and of single images, said once where the table was timed at one batch size."""
+    """Fits by model of whole batches and of single images; the same where the table was timed at one batch size.
+
+    Raises:
+        ScoreTableError: As :func:`fit_latency`.
+    """
     batched = fit_latency(table)
     sizes = {r["batch_size"] for r in table.manifest.get("timing", [])} | set(table.frame["batch_size"])
     return batched, (fit_latency(table, False) if len(sizes) > 1 else batched)

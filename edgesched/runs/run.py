@@ -55,6 +55,9 @@ class Run:
         """Print the sections that have a key, write ``report.html``, and log tables and pictures.
 
         A page or a picture that fails is left out, in one line: the metrics are there.
+
+        Args:
+            page: What is told.
         """
         for name, fact in list(page.facts.items())[:1]:
             print(f"{name}: {fact}", flush=True)

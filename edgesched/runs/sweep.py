@@ -112,6 +112,9 @@ def mark(folder: Path, name: str, values: dict[str, Any]) -> None:
         folder: Run folder.
         name: Name of the file.
         values: What it holds.
+
+    Raises:
+        OutputError: If it cannot be written.
     """
     write_json(folder / name, values)
 

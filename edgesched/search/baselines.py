@@ -28,6 +28,8 @@ def equal_allocation(
 
     Raises:
         SearchError: Without an assignment, or if the slices do not divide equally among the models.
+        ArgumentError: If an argument is out of its range.
+        PlanError: If the assignment's rows are no probabilities.
     """
     given = _needed("equal_allocation", scenario, assignment)
     _, _, m, _ = scenario.shape
@@ -52,6 +54,8 @@ def optimal_step(
 
     Raises:
         SearchError: Without an assignment.
+        ArgumentError: If an argument is out of its range.
+        PlanError: If the assignment's rows are no probabilities.
     """
     given = _needed("optimal_step", scenario, assignment)
     loaded = loads(scenario, given)[..., None] > 0

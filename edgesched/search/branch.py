@@ -37,9 +37,13 @@ def branch(
         max_seconds: Stop after this time; without it a result depends on nothing but the scenario.
         seed: Taken for the common signature; nothing is random here.
 
+    Returns:
+        The best plan, with ``history`` of two values: after the climb, and after the proof.
+
     Raises:
         SearchError: In queue mode, or under constraints that do not separate.
         ArgumentError: If an argument is out of its range.
+        PlanError: If the assignment's rows are no probabilities.
 
     Example:
         >>> s = Scenario.random(2, categories=16, models=8, seed=0)

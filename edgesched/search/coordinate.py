@@ -36,6 +36,8 @@ def coordinate(
 
     Raises:
         SearchError: In queue mode or under constraints that do not separate.
+        ArgumentError: If an argument is out of its range.
+        PlanError: If the assignment's rows are no probabilities.
 
     Example:
         >>> s = Scenario.random(2, categories=16, models=8, seed=0)

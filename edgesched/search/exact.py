@@ -70,6 +70,8 @@ def exact(scenario: Scenario, *, assignment: Tensor | None = None, nodes: int = 
 
     Raises:
         SearchError: If the optimum cannot be had exactly by these means; it says what can be used.
+        ArgumentError: If an argument is out of its range.
+        PlanError: If the assignment's rows are no probabilities.
 
     Example:
         >>> s = Scenario.random(1, categories=8, models=5, seed=0)

@@ -34,6 +34,13 @@ def solve(scenario: Scenario, *, assignment: Tensor | None = None, seed: int = 0
         assignment: Kept as it is if given, shape (B, C, M).
         seed: Seed of whatever is random.
 
+    Returns:
+        The best plan found; infeasible only where no feasible one was met.
+
+    Raises:
+        ArgumentError: If the assignment's shape does not fit.
+        PlanError: If its rows are no probabilities.
+
     Example:
         >>> solve(Scenario.random(1, steps=10)).method
         'exact'

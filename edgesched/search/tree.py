@@ -55,6 +55,7 @@ def tree(
 
     Raises:
         ArgumentError: If an argument is out of its range.
+        PlanError: If the assignment's rows are no probabilities.
 
     Example:
         >>> s = Scenario.random(2, seed=0)

@@ -205,6 +205,11 @@ def run_grid(problem: Problem, methods: Mapping[str, Method], points: list[Point
         points: Load, budget and ω of every grid point.
         sizes: How often everything is repeated.
         routing: As of :func:`edgesched.evaluation.replay.replay`.
+
+    Raises:
+        ScoreTableError: If a half lacks prompts of a category, or an option was not measured.
+        ArgumentError: If an argument of a method is wrong, whatever the problem.
+        SearchError: If no method can plan.
     """
     found: dict[str, dict[str, list[Any]]] = {w: {n: [] for n in methods} for w in ("utility", "quality", "latency_s")}
     for split in track(range(sizes.splits), description="Splits of the prompts"):

@@ -28,6 +28,11 @@ def plan_from_priors(run: Run, problem: Problem, quality: PriorQuality, methods:
 
     Returns:
         Utility of the best plan in its own view.
+
+    Raises:
+        ArgumentError: If an argument of a method is wrong, whatever the problem.
+        SearchError: If no method can plan for this problem.
+        OutputError: If results cannot be written.
     """
     scenario = problem.scenario
     results = plan_all(methods, scenario, quality)

@@ -74,17 +74,29 @@ class Problem:
 
     @functools.cached_property
     def fitted(self) -> QualityModel:
-        """Distributions fitted to the half that is planned with."""
+        """Distributions fitted to the half that is planned with.
+
+        Raises:
+            ConfigError: If there are priors in place of a score table.
+        """
         return self.quality(self.fit_half)
 
     @functools.cached_property
     def scores(self) -> QualityModel | PriorQuality:
-        """What the scenario is made of: fitted distributions, or the curves of priors."""
+        """What the scenario is made of: fitted distributions, or the curves of priors.
+
+        Raises:
+            ConfigError: If priors and the models' configurations do not fit.
+        """
         return self.data.quality(self.models) if isinstance(self.data, Priors) else self.fitted
 
     @functools.cached_property
     def whole(self) -> QualityModel:
-        """Distributions fitted to all prompts, for what is not replayed."""
+        """Distributions fitted to all prompts, for what is not replayed.
+
+        Raises:
+            ConfigError: If there are priors in place of a score table.
+        """
         return self.quality(self.table)
 
     @functools.cached_property

@@ -62,6 +62,10 @@ def train_micro(
         batch_size: Images a batch of the examination.
         timing_repeats: Repeats of each measurement of its timing.
         seed: Seed of the prompts.
+
+    Raises:
+        CampaignError: If a folder cannot be written, or images cannot be made.
+        ModelError: If a trained model cannot be loaded.
     """
     from transformers import CLIPModel
 

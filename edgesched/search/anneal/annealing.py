@@ -100,6 +100,7 @@ def anneal(
     Raises:
         ArgumentError: If an argument is out of its range.
         SearchError: If the checkpoint belongs to another problem.
+        PlanError: If what is given or started from is no plan of this scenario.
 
     Example:
         >>> s = Scenario.random(2, seed=0)

@@ -27,7 +27,20 @@ _NEWTON = 2
 
 
 class Server(NamedTuple):
-    """Constants of the objective, float32 (memory float64): per model (M, B, ·), per scenario (B, 1); ``dealt`` slices, if few."""
+    """Constants of the objective, float32 but for ``memory`` and ``limit``.
+
+    Args:
+        service: t_mk in seconds, shape (M, B, K).
+        unit: Points of one unit of gain, shape (B, 1).
+        omega: ω over all requests N, shape (B, 1).
+        load_unit: Requests of one unit of load, shape (B, 1).
+        per_unit: Share of one unit, a scalar.
+        share: Given shares, shape (M, B, 1), or None.
+        deadline: One over the deadline times N, shape (B, 1), or None.
+        memory: Memory of the models in GiB, shape (M, B, 1), float64, or None.
+        limit: One over the memory limit, shape (B, 1), float64, or None.
+        dealt: Slices, where they are few enough to be dealt out for every proposal, or None.
+    """
 
     service: Tensor
     unit: Tensor
