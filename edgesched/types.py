@@ -80,7 +80,11 @@ class PromptSet:
         return iter(zip(self.ids, self.texts, self.categories, strict=True))
 
     def select(self, keep: Sequence[int]) -> PromptSet:
-        """The prompts at the given positions, in that order."""
+        """The prompts at the given positions, in that order.
+
+        Raises:
+            PromptError: If none is left, or one comes twice.
+        """
         return PromptSet(
             tuple(self.ids[i] for i in keep),
             tuple(self.texts[i] for i in keep),

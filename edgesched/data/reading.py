@@ -1,4 +1,4 @@
-"""Text files with columns are read, not guessed: every field is text until a number is asked for, and fits its header."""
+"""Text files with columns are read, not guessed: fields are text until numbers are asked for, and fit the header."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def read_records(
     separator: str = ",",
     rename: Mapping[str, str] | None = None,
 ) -> Records:
-    """Read a text file with a header, or a folder of parts as Spark and Hadoop write them, in the order of their numbers.
+    """Read a text file with a header, or a folder of parts by Spark or Hadoop, in the order of their numbers.
 
     UTF-8, with or without a byte order mark; ``.gz``, ``.bz2`` and ``.xz`` are unpacked. Quoted fields may hold line
     breaks. Blank lines are skipped. A record has the fields that the header names, and at most one empty one more at

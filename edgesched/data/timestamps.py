@@ -50,8 +50,8 @@ def read_times(records: Records, column: str, time_format: str | None = None) ->
     Args:
         records: The records.
         column: The column.
-        time_format: None; ``s ms us ns``: numbers in that unit; ``day_first``, ``month_first``: dates with the year last;
-            or a format of ``datetime.strptime``.
+        time_format: None; ``s ms us ns``: numbers in that unit; ``day_first``, ``month_first``: dates with the year
+            last; or a format of ``datetime.strptime``.
 
     Raises:
         ArgumentError: If there is no such format.

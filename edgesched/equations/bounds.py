@@ -8,12 +8,12 @@ and in queue mode, with ρ the total load and g(ρ) = ρ + ρ² / (2 (1 − ρ))
 
     U ≤ min_{0 ≤ ρ < 1} (1/N) [ Σ_c n_c max_{m,k} (Q − ω g'(ρ) t_mk) + ω (ρ g'(ρ) − g(ρ)) ].
 
-Given an assignment p, the sum becomes Σ_m max_k Σ_c n_c p_cm (·). Slices, memory limits and deadlines
-only shrink the set of plans: the bounds stay valid, and looser; a memory limit that a model alone exceeds
-takes that model out. The joint bound lets every category run a model at its own step count, which is where
-most of its looseness comes from (0.4 % in the median, 1.6 % at worst at C = 16, M = 8, K = 50); branching over
-intervals of step counts (:mod:`edgesched.equations.branching`) takes that away. In queue mode it also pools the server into
-one queue, which no branching mends.
+Given an assignment p, the sum becomes Σ_m max_k Σ_c n_c p_cm (·). Slices, memory limits and deadlines only shrink the
+set of plans: the bounds stay valid, and looser; a memory limit that a model alone exceeds takes that model out. The
+joint bound lets every category run a model at its own step count, which is where most of its looseness comes from
+(0.4 % in the median, 1.6 % at worst at C = 16, M = 8, K = 50); branching over intervals of step counts
+(:mod:`edgesched.equations.branching`) takes that away. In queue mode it also pools the server into one queue, which no
+branching mends.
 """
 
 from __future__ import annotations

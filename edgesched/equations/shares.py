@@ -1,4 +1,4 @@
-"""Best shares of the machine for given assignment and steps: closed form in slots, one multiplier in queues, whole units."""
+"""Best shares for given assignment and steps: closed form in slots, one multiplier in queues, whole units."""
 
 from __future__ import annotations
 

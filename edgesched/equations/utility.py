@@ -103,7 +103,7 @@ def at_steps(values: Tensor, index: Tensor) -> Tensor:
 
 
 def unmasked(quality: Tensor) -> Tensor:
-    """Q with 0 in place of −inf, so that products with it and their gradients stay finite."""
+    """Q with 0 in place of −inf, so that products with it and their gradients stay finite; any shape."""
     return torch.where(torch.isneginf(quality), torch.zeros_like(quality), quality)
 
 

@@ -249,9 +249,9 @@ def compare_decisions(
         search: Search method.
 
     Returns:
-        One row for every count and rule: ``prompts`` (None for all), ``rule``, mean ``utility`` replayed, its ``std`` and its
-        ``p10`` over the repeats, ``optimism`` (planned less replayed utility, on average), ``regret`` (below the
-        best plan had the held-out qualities been known), and ``gain`` over ``mean`` in the same repeats with its
+        One row for every count and rule: ``prompts`` (None for all), ``rule``, mean ``utility`` replayed, its ``std``
+        and its ``p10`` over the repeats, ``optimism`` (planned less replayed utility, on average), ``regret`` (below
+        the best plan had the held-out qualities been known), and ``gain`` over ``mean`` in the same repeats with its
         standard error ``gain_se``.
 
     Raises:

@@ -106,8 +106,8 @@ def run_campaign(
         first end here with exit code 0: the first times, assembles and reports.
 
     Raises:
-        UnfinishedError: At the end, naming the models and step counts that could not be made; it carries the table of the
-            others.
+        UnfinishedError: At the end, naming the models and step counts that could not be made; it carries the table of
+            the others.
         CampaignError: If the folder cannot be written or holds a campaign of other settings, or nothing is left
             to run.
         KeyboardInterrupt: When stopped from the keyboard; batches that were generated are scored and kept.

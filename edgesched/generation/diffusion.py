@@ -192,7 +192,7 @@ class DiffusionModel(ImageModel):
         self._empty_prompt: dict[str, torch.Tensor] = {}
 
     def settings(self) -> dict[str, Any]:
-        """What an image depends on: weights, size, guidance, scheduler; not the device, nor what planning knows of it."""
+        """What an image depends on: weights, size, guidance, scheduler; neither the device nor what planning knows."""
         return {
             "path": self.path, "revision": self.revision, "variant": self.variant,
             "dtype": str(self.dtype), "resolution": self.resolution,
@@ -348,7 +348,7 @@ class DiffusionModel(ImageModel):
         return np.concatenate(parts)
 
     def _one_by_one(self, steps: int) -> bool:
-        """Whether images are made one by one, because a batch of them would depend on each other or on what came before.
+        """Whether images are made one by one, because in a batch they would depend on each other or on what came before.
 
         Found out once in a process for every pipeline and scheduler, by making an image twice and beside another.
 

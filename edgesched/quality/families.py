@@ -231,8 +231,8 @@ def fit_quality(
         learning_rate: First step size of L-BFGS.
         logger: Lightning logger or False.
         progress: Show a progress bar.
-        checkpoint: Folder that keeps the latest state (the loss only falls), to be read by ``load_from_checkpoint`` of the family's
-            class; None keeps none.
+        checkpoint: Folder that keeps the latest state (the loss only falls), to be read by ``load_from_checkpoint`` of
+            the family's class; None keeps none.
 
     Returns:
         The fitted model, on the CPU; ``converged`` says whether the loss levelled off, and a warning if not.

@@ -44,7 +44,7 @@ class Observations:
     weight: Tensor
 
     def ordered(self) -> Observations:
-        """The rows by model, step count, category, prompt and score, so that sums do not depend on the table's order."""
+        """The rows by model, step count, category, prompt and score: no sum depends on the table's order."""
         keys = (self.score, self.prompt, self.category, self.step, self.model)
         order = torch.from_numpy(np.lexsort([key.numpy() for key in keys]))
         return Observations(*(getattr(self, field.name)[order] for field in fields(self)))
@@ -74,10 +74,10 @@ class QualityModel(L.LightningModule):
 
     drop > 0 and τ > 0 bounded, β ∈ (0.3, 1.5), so that the curve grows with the steps and levels off. Means that do not
     (distilled models fall and peak) keep their offsets d(k) from it, shrunken by a learned variance
-    (:func:`edgesched.quality.offsets.shrunken_offsets`), so that they vanish where the curve is right. Z follows the family's
-    standard law; its scale s is free for every step count within a factor of 7 of the cell's own deviation, and its
-    shape passes from an early to a late value with r(k). Fitted by maximum weighted likelihood: L-BFGS over all rows at once, from a moment
-    start. Parameters are kept in units of the table's deviation, for conditioning.
+    (:func:`edgesched.quality.offsets.shrunken_offsets`), so that they vanish where the curve is right. Z follows the
+    family's standard law; its scale s is free for every step count within a factor of 7 of the cell's own deviation,
+    and its shape passes from an early to a late value with r(k). Fitted by maximum weighted likelihood: L-BFGS over all
+    rows at once, from a moment start. Parameters are kept in units of the table's deviation, for conditioning.
 
     Args:
         categories: Category names, C of them.
@@ -135,7 +135,7 @@ class QualityModel(L.LightningModule):
         return self._scale(p, step), ()
 
     def _scale(self, p: Mapping[str, Tensor], step: Tensor) -> Tensor:
-        """Free scales in units, within a factor e² of the cell's own deviation: a constant cell has no likelihood's end."""
+        """Free scales in units, within a factor e² of the cell's deviation: a constant cell's likelihood has no end."""
         near = pick(p["log_std"], step)
         return (near + bounded(pick(p["log_scale"], step) - near, -2.0, 2.0)).exp()
 
@@ -356,7 +356,7 @@ class QualityModel(L.LightningModule):
         self._start_shape(std, skew, data)
 
     def _start_offsets(self, data: Observations, shape: tuple[int, int, int]) -> None:
-        """Put the curve through the cell means by weighted least squares, and keep shrunken offsets of what it misses."""
+        """Put the curve through the cell means by weighted least squares; keep shrunken offsets of what it misses."""
         points, covariance = cell_means(data, shape)
         mean, covariance = (points - self.centre) / self.unit, covariance / self.unit.square()
         variance = covariance.diagonal(dim1=-2, dim2=-1)

@@ -67,8 +67,8 @@ class Priors:
         """Curves at the step counts that every model allows, and its published times.
 
         Args:
-            models: Models by name, with ``steps``, ``step_time_s``, ``overhead_s`` and ``timing_source``: attributes, or
-                keys of their configuration.
+            models: Models by name, with ``steps``, ``step_time_s``, ``overhead_s`` and ``timing_source``: attributes,
+                or keys of their configuration.
 
         Raises:
             ConfigError: If a model lacks a time, its source, its step counts or a curve.

@@ -31,7 +31,8 @@ class RunRecord:
         name: Name of the experiment.
         overrides: Keys given on the command line, seed and logging apart, and the digest of the scores as ``source``.
         seed: Its seed.
-        methods: Method → ``utility quality latency_s gap seconds``; replayed on held-out prompts where the run did that.
+        methods: Method → ``utility quality latency_s gap seconds``; replayed on held-out prompts where the run did
+            that.
     """
 
     folder: Path
@@ -44,7 +45,8 @@ class RunRecord:
 def read_runs(folders: Sequence[Path | str]) -> list[RunRecord]:
     """Every finished run below the given folders that compares methods.
 
-    Jobs of a sweep that were finished before count where they were run. Runs that were cut off, failed, or hold nothing to compare are counted in a warning.
+    Jobs of a sweep that were finished before count where they were run. Runs that were cut off, failed, or hold nothing
+    to compare are counted in a warning.
 
     Raises:
         ConfigError: If a folder does not exist, or no run is left.

@@ -66,7 +66,7 @@ def _contents(node: Any, place: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _foreign_code(target: str) -> list[Path]:
-    """Files of code that a dotted name lies in: the module's, and for a package that is not installed all of its own."""
+    """Files of code that a dotted name lies in: the module's, or all of a package that is not installed."""
     parts = target.split(".")
     if parts[0] == __name__.split(".")[0]:
         return []

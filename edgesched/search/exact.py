@@ -1,10 +1,10 @@
 """Exact optima: branch and bound over step counts, enumeration, and dynamic programming over slices.
 
-With step counts fixed, the joint problem in slot mode is concave in the assignment: maximise a linear
-quality minus ω (Σ n_m √t_m)² / N. Its one-dimensional dual (see :mod:`edgesched.equations.bounds`) has no gap, and
-the optimal assignment mixes at most two neighbouring choices. Over step counts branch and bound closes the rest
-(:mod:`edgesched.equations.branching`). With whole slices and the assignment given, every model's loss depends on its own
-step count and slices alone, and dynamic programming over the slices is exact for any number of models.
+With step counts fixed, the joint problem in slot mode is concave in the assignment: maximise a linear quality minus ω
+(Σ n_m √t_m)² / N. Its one-dimensional dual (see :mod:`edgesched.equations.bounds`) has no gap, and the optimal
+assignment mixes at most two neighbouring choices. Over step counts branch and bound closes the rest
+(:mod:`edgesched.equations.branching`). With whole slices and the assignment given, every model's loss depends on its
+own step count and slices alone, and dynamic programming over the slices is exact for any number of models.
 """
 
 from __future__ import annotations

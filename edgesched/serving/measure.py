@@ -40,14 +40,14 @@ class Measured:
         simulated_s: Seconds by the simulator, same arrivals, shape (n,).
         predicted_s: Pollaczek and Khinchine's mean for every model, shape (M,), infinite where it is overloaded.
         alone_s: Seconds an image with the whole machine, measured beforehand, shape (M,).
-        inside_s: The same as it was during the service: seconds of the turns that made images, by image, shape (M,); what
-            was measured beforehand where a model served nothing.
-        resimulated_s: As ``simulated_s``, with ``inside_s`` for ``alone_s``: what is left is the error of the queues and
-            shares, without that of a machine that is slower or faster than it was beforehand.
+        inside_s: The same as it was during the service: seconds of the turns that made images, by image, shape (M,);
+            what was measured beforehand where a model served nothing.
+        resimulated_s: As ``simulated_s``, with ``inside_s`` for ``alone_s``: what is left is the error of the queues
+            and shares, without that of a machine that is slower or faster than it was beforehand.
         share: Planned shares, shape (M,).
         worked_s: Seconds that each model's turns took, idle ones included, shape (M,).
-        load: What was asked of each model over what its share can make, shape (M,): at 1 and above it is overloaded, and
-            its queue has no mean.
+        load: What was asked of each model over what its share can make, shape (M,): at 1 and above it is overloaded,
+            and its queue has no mean.
     """
 
     model: Tensor
@@ -65,9 +65,9 @@ class Measured:
         """Means in seconds, and relative errors in per cent of the mean over all requests.
 
         ``measured_vs_predicted_pct`` is against the theory, which knows only the rate of this stream;
-        ``measured_vs_simulated_pct`` against a simulation of the very arrivals, and ``measured_vs_resimulated_pct`` against
-        one with the seconds an image that were seen during the service. ``predicted_s`` and what is held against it are
-        None where a model that served is overloaded: the theory knows no mean then.
+        ``measured_vs_simulated_pct`` against a simulation of the very arrivals, and ``measured_vs_resimulated_pct``
+        against one with the seconds an image that were seen during the service. ``predicted_s`` and what is held
+        against it are None where a model that served is overloaded: the theory knows no mean then.
         """
         count = torch.bincount(self.model, minlength=len(self.predicted_s)).double()
         used = count > 0

@@ -81,8 +81,9 @@ def anneal(
         seed: Seed of starting points and moves.
         start: A plan that each scenario's first chain starts from, for example that of the slot before: whatever
             comes of the search, it is at least as good as this, rounded to parts of a category and units of compute.
-        shares: ``"closed_form"`` takes the best shares for every proposal (slot mode: exact; queue mode: by
-            Newton steps; up to 16 slices dealt one by one, more are annealed); ``"annealed"`` makes them part of the search, as published.
+        shares: ``"closed_form"`` takes the best shares for every proposal (slot mode: exact; queue mode: by Newton
+            steps; up to 16 slices dealt one by one, more are annealed); ``"annealed"`` makes them part of the search,
+            as published.
         polish: At the end take the best shares for the plan found and, where it is a concave problem, its
             best assignment.
         cooling: How the temperature falls.

@@ -21,7 +21,7 @@ LEVELS = 1 << 16
 
 
 def mix(word: Tensor) -> Tensor:
-    """Permute 32-bit words so that every input bit changes every output bit with probability near a half."""
+    """Permute int32 words so that every input bit changes every output bit with probability near a half; any shape."""
     word = word ^ ((word >> 16) & 0xFFFF)
     word = word * _FIRST
     word = word ^ ((word >> 15) & 0x1FFFF)
