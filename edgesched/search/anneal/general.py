@@ -151,7 +151,7 @@ def step_general(
         u: Units of share, shape (M, B, R), or None.
         q: Sum of gains, shape (B, R).
         e: Energy, shape (B, R).
-        gain: Fixed-point gain of the rows on this model, shape (rows, B, K), negative where masked.
+        gain: Fixed-point gain of pieces on this model, or of every model, shape (rows, B, K), negative where masked.
         model: The model, a scalar.
         jump: Proposals, shape (R,), with ``shift`` and ``threshold`` as :func:`rng.draws` gives them.
         shift: Shape (R,).
