@@ -76,12 +76,7 @@ def plan_cascade(
         PlanError: If there are fewer than two models.
         ScoreTableError: If a prompt has no image with which every option can be compared.
     """
-    if deliver not in DELIVERIES:
-        raise ArgumentError(f"deliver: {deliver!r} is not one of {', '.join(DELIVERIES)}")
-    if judge_s < 0 or thresholds < 2:
-        raise ArgumentError(f"judge_s and thresholds: expected at least 0 and 2, got {judge_s} and {thresholds}")
-    if len(scenario) != 1 or len(models) < 2:
-        raise PlanError(f"cascade: needs one scenario and two models, got {len(scenario)} and {len(models)}")
+    _check_cascade(scenario, models, deliver, judge_s, thresholds)
     categories = matched(scenario, table, models)
     demand, total = scenario.demand[0].double(), float(scenario.demand.sum())
     options = scenario.quality[0].isfinite().all(0).nonzero().tolist()
@@ -100,13 +95,7 @@ def plan_cascade(
     for first in range(len(options)):
         cuts = torch.cat([v[:, first] for v in images]).quantile(level)
         cuts[0], cuts[-1] = -torch.inf, torch.inf
-        quality, repeated = torch.zeros(thresholds, len(options)).double(), torch.zeros(thresholds).double()
-        for n, values, rows in zip(demand, images, weight, strict=True):
-            own = values[:, first]
-            again = (own < cuts[:, None]).double() * rows
-            second = values if deliver == "last" else torch.maximum(values, own[:, None])
-            quality += n / total * ((rows - again) @ own[:, None] + again @ second)
-            repeated += n * again.sum(-1)
+        quality, repeated = _delivered(demand, total, images, weight, first, cuts, deliver)
         load = torch.stack([torch.full_like(quality, total), repeated[:, None].expand_as(quality)], -1)
         service = torch.stack([seconds[first] + judge_s + 0 * seconds, seconds], -1).expand_as(load)
         share = _ranking_share(scenario, load, service)
@@ -127,6 +116,31 @@ def plan_cascade(
     (small, i), (large, j) = options[first], options[last]
     steps = int(scenario.steps[i]), int(scenario.steps[j])
     return CascadePlan(small, large, steps, threshold, (first_share, last_share), deliver, judge_s, best[0])
+
+
+def _check_cascade(scenario: Scenario, models: Sequence[str], deliver: str, judge_s: float, thresholds: int) -> None:
+    if deliver not in DELIVERIES:
+        raise ArgumentError(f"deliver: {deliver!r} is not one of {', '.join(DELIVERIES)}")
+    if judge_s < 0 or thresholds < 2:
+        raise ArgumentError(f"judge_s and thresholds: expected at least 0 and 2, got {judge_s} and {thresholds}")
+    if len(scenario) != 1 or len(models) < 2:
+        raise PlanError(f"cascade: needs one scenario and two models, got {len(scenario)} and {len(models)}")
+
+
+def _delivered(
+    demand: Tensor, total: float, images: Sequence[Tensor], weight: Sequence[Tensor], first: int, cuts: Tensor,
+    deliver: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Mean score delivered, shape (thresholds, options), and requests repeated, shape (thresholds,)."""
+    quality = torch.zeros(len(cuts), images[0].shape[-1], dtype=torch.float64)
+    repeated = torch.zeros(len(cuts), dtype=torch.float64)
+    for n, values, rows in zip(demand, images, weight, strict=True):
+        own = values[:, first]
+        again = (own < cuts[:, None]).double() * rows
+        second = values if deliver == "last" else torch.maximum(values, own[:, None])
+        quality += n / total * ((rows - again) @ own[:, None] + again @ second)
+        repeated += n * again.sum(-1)
+    return quality, repeated
 
 
 def _row_weights(values: Tensor, category: str) -> Tensor:

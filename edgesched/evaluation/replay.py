@@ -96,7 +96,6 @@ def replay(
     refuse_shared(planned_on, table)
     categories = matched(scenario, table, models)
     per_prompt = {name: values.nanmean(1) for name, values in prompt_scores(table, models, scenario.steps).items()}
-    demand = scenario.demand[0]
     weights = bootstrap_weights(table, draws, seed)
     results = {}
     for name, made in plans.items():
@@ -104,26 +103,39 @@ def replay(
         if len(plan) != 1 or plan.assignment.shape[1:] != (len(categories), len(models)):
             raise PlanError(f"plan {name!r}: expected assignment of shape {(1, len(categories), len(models))}, "
                             f"got {tuple(plan.assignment.shape)}")  # fmt: skip
-        index = step_indices(scenario, plan.steps)[0].tolist()
-        mean, drawn = torch.zeros((), dtype=torch.float64), torch.zeros(draws, dtype=torch.float64)
-        for c, category in enumerate(categories):
-            for m, model in enumerate(models):
-                part = float(demand[c] * plan.assignment[0, c, m] / demand.sum())
-                if part <= 0:
-                    continue
-                scores = per_prompt[category][:, m, index[m]]
-                measured = int(scores.isfinite().sum())
-                if measured != len(scores):
-                    raise ScoreTableError(f"{model!r} at {int(plan.steps[0, m])} steps: measured for {measured} of "
-                                          f"{len(scores)} held-out prompts of {category!r}")  # fmt: skip
-                mean += part * scores.mean()
-                drawn += part * (weights[category] @ scores)
+        mean, drawn = _seen(plan, scenario, {c: per_prompt[c] for c in categories}, models, weights)
         latency = _latency(scenario, plan, routing)
         spent = float(scenario.latency_weight[0]) * latency if np.isfinite(latency) else float("inf")
         if not bool(evaluate(scenario, plan).feasible):
             spent = float("inf")
         results[name] = Replay(float(mean) - spent, float(mean), latency, drawn - spent, drawn)
     return results
+
+
+def _seen(
+    plan: Plan,
+    scenario: Scenario,
+    per_prompt: Mapping[str, Tensor],
+    models: Sequence[str],
+    weights: Mapping[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Mean score of a plan's requests, and the same in every draw, shape (draws,); categories in the plan's order."""
+    demand, index = scenario.demand[0], step_indices(scenario, plan.steps)[0].tolist()
+    mean = torch.zeros((), dtype=torch.float64)
+    drawn = torch.zeros(len(next(iter(weights.values()))), dtype=torch.float64)
+    for c, (category, values) in enumerate(per_prompt.items()):
+        for m, model in enumerate(models):
+            part = float(demand[c] * plan.assignment[0, c, m] / demand.sum())
+            if part <= 0:
+                continue
+            scores = values[:, m, index[m]]
+            measured = int(scores.isfinite().sum())
+            if measured != len(scores):
+                raise ScoreTableError(f"{model!r} at {int(plan.steps[0, m])} steps: measured for {measured} of "
+                                      f"{len(scores)} held-out prompts of {category!r}")  # fmt: skip
+            mean += part * scores.mean()
+            drawn += part * (weights[category] @ scores)
+    return mean, drawn
 
 
 def matched(scenario: Scenario, table: ScoreTable, models: Sequence[str]) -> tuple[str, ...]:

@@ -284,16 +284,19 @@ def compare_decisions(
         replayed = {n: evaluate(dataclasses.replace(wide, quality=truth), plan).utility for n, plan in chosen.items()}
         for name, utility in replayed.items():
             planned = evaluate(dataclasses.replace(wide, quality=mean), chosen[name]).utility
-            gain = utility - replayed["mean"]
-            rows.append({
-                "prompts": count,
-                "rule": name,
-                "utility": float(utility.mean()),
-                "std": float(utility.std()),
-                "p10": float(utility.quantile(0.1)),
-                "optimism": float((planned - utility).mean()),
-                "regret": best - float(utility.mean()),
-                "gain": float(gain.mean()),
-                "gain_se": float(gain.std() / len(gain) ** 0.5),
-            })  # fmt: skip
+            rows.append({"prompts": count, "rule": name, **_told(utility, planned, replayed["mean"], best)})
     return rows
+
+
+def _told(utility: Tensor, planned: Tensor, plain: Tensor, best: float) -> dict[str, float]:
+    """Figures of one rule from utilities of all repeats: replayed, planned, and replayed by plans on the mean."""
+    gain = utility - plain
+    return {
+        "utility": float(utility.mean()),
+        "std": float(utility.std()),
+        "p10": float(utility.quantile(0.1)),
+        "optimism": float((planned - utility).mean()),
+        "regret": best - float(utility.mean()),
+        "gain": float(gain.mean()),
+        "gain_se": float(gain.std() / len(gain) ** 0.5),
+    }

@@ -118,14 +118,8 @@ def simulate(
         >>> simulate(poisson([0.1], ["all"], requests=5), s, plan).latency_s.shape
         torch.Size([1, 1, 5])
     """
-    discipline = discipline or scenario.latency
-    if discipline not in DISCIPLINES:
-        raise RequestError(f"discipline: {discipline!r} is not one of {', '.join(DISCIPLINES)}")
-    if slot_s <= 0:
-        raise RequestError(f"slot_s: expected more than 0 seconds, got {slot_s}")
-    plans = len(plan)
-    if len(scenario) not in (1, plans):
-        raise PlanError(f"scenario: expected 1 or {plans} for {plans} plans, got {len(scenario)}")
+    discipline, plans = discipline or scenario.latency, len(plan)
+    _check_service(discipline, slot_s, scenario, plans)
     if len(scenario) != plans:
         scenario = scenario.repeat(plans)
     assignment, share = _by_name(scenario, stream, plan.assignment.detach()), plan.share.detach().to(torch.float64)
@@ -149,6 +143,15 @@ def simulate(
             finish[part] = torch.where(mine & served, done, finish[part])
             busy[part, :, m] = torch.where(mine, seconds, 0.0).sum(-1)
     return Served(model, finish - stream.arrival_s, busy, finish)
+
+
+def _check_service(discipline: str, slot_s: float, scenario: Scenario, plans: int) -> None:
+    if discipline not in DISCIPLINES:
+        raise RequestError(f"discipline: {discipline!r} is not one of {', '.join(DISCIPLINES)}")
+    if slot_s <= 0:
+        raise RequestError(f"slot_s: expected more than 0 seconds, got {slot_s}")
+    if len(scenario) not in (1, plans):
+        raise PlanError(f"scenario: expected 1 or {plans} for {plans} plans, got {len(scenario)}")
 
 
 def _by_name(scenario: Scenario, stream: RequestStream, assignment: Tensor) -> Tensor:

@@ -177,17 +177,14 @@ def run_slots(
     expected = forecast(demand, how, ewma=ewma)
     came, category = stream.arrival_s[0].numpy(), stream.category[0].numpy()
     edges = np.searchsorted((came / slot_s).astype(int), np.arange(len(demand) + 1))
-    categories, models = len(stream.categories), scenario.shape[2]
-    finish, of, at = np.full(len(came), np.nan), np.zeros(len(came), int), np.zeros(len(came), int)
-    begun_in = np.zeros(len(came), int)
+    categories = len(stream.categories)
+    machine = _Machine(came, scenario.shape[2], slot_s)
     pending = np.empty(0, int)
-    left = np.zeros(models)  # full-server seconds of what has begun
-    unfinished: list[int | None] = [None] * models
     backlog: list[int] = []
     plans: list[Plan] = []
     planning_s, plan, k = 0.0, None, 0
     quiet = expected.mean(0) * _FLOOR
-    while k < len(demand) or len(pending) or any(u is not None for u in unfinished):
+    while k < len(demand) or len(pending) or machine.busy():
         if k > _MOST_SLOTS * len(demand) + _MOST_SLOTS:
             raise RequestError(
                 f"slots: {len(pending)} requests are still waiting {k - len(demand)} slots after the last came"
@@ -199,53 +196,87 @@ def run_slots(
             plan = plan_slot(scenario, wanted, slot_s, search, plan).to("cpu")
         planning_s += clock.now() - begun
         plans.append(plan)
-        share = plan.share[0].double().numpy()
-        stranded = np.where((left > 0) & (share <= 0), left, 0.0)
-        if stranded.any():
-            part = min(_MOST_TO_BACKLOG, stranded.sum() / slot_s)
-            share = share * (1 - part) + part * stranded / stranded.sum()
         seconds = service_times(server, plan.steps)[0].double().numpy()
         index = step_indices(server, plan.steps)[0].numpy()
         here = np.concatenate([pending, np.arange(edges[k], edges[k + 1])]) if k < len(demand) else pending
-        again: list[np.ndarray] = []
         chosen = _routed(here, category, plan.assignment, stream.categories, routing, seed + k)
-        for m in range(models):
-            mine = here[chosen == m]
-            start = k * slot_s
-            open_at = left[m] / share[m] if left[m] > 0 else 0.0
-            if unfinished[m] is not None and open_at <= slot_s:
-                finish[unfinished[m]], unfinished[m] = start + open_at, None
-            left[m] = max(left[m] - share[m] * slot_s, 0.0)
-            if not len(mine):
-                continue
-            if share[m] <= 0:
-                again.append(mine)
-                continue
-            need = seconds[m] / share[m]
-            order = np.arange(1, len(mine) + 1) * need
-            done = order + np.maximum(
-                np.maximum.accumulate(np.maximum(came[mine] - start, 0.0) - (order - need)), open_at
-            )
-            started = done - need < slot_s
-            again.append(mine[~started])
-            now = mine[started]
-            finish[now], of[now], at[now], begun_in[now] = start + done[started], m, index[m], k
-            if len(now) and done[started][-1] > slot_s:
-                last = int(now[-1])
-                left[m], unfinished[m], finish[last] = (done[started][-1] - slot_s) * share[m], last, np.nan
-        pending = np.sort(np.concatenate(again)) if again else np.empty(0, int)
+        pending = machine.serve(k, here, chosen, plan.share[0].double().numpy(), seconds, index)
         backlog.append(len(pending))
         k += 1
     together = Plan(*(torch.cat([getattr(p, f) for p in plans]) for f in ("assignment", "steps", "share")))
-    return SlotRun(
-        torch.tensor(finish - came),
-        torch.tensor(of),
-        torch.tensor(at),
-        torch.tensor(begun_in),
-        torch.tensor(backlog),
-        together,
-        planning_s,
-    )
+    found = (machine.finish - came, machine.model, machine.step, machine.slot, np.array(backlog))
+    latency, model, step, slot, left = (torch.tensor(values) for values in found)
+    return SlotRun(latency, model, step, slot, left, together, planning_s)
+
+
+class _Machine:
+    """The models on one machine, slot after slot, and what became of every request.
+
+    Args:
+        came: Arrivals in seconds, shape (n,).
+        models: Models.
+        slot_s: Length of a slot in seconds.
+    """
+
+    def __init__(self, came: np.ndarray, models: int, slot_s: float) -> None:
+        self.came, self.slot_s = came, slot_s
+        self.finish = np.full(len(came), np.nan)
+        self.model, self.step, self.slot = (np.zeros(len(came), int) for _ in range(3))
+        self._left = np.zeros(models)  # full-server seconds of what has begun
+        self._unfinished: list[int | None] = [None] * models
+
+    def busy(self) -> bool:
+        """Whether a request has begun and is not done."""
+        return any(request is not None for request in self._unfinished)
+
+    def serve(
+        self, k: int, here: np.ndarray, chosen: np.ndarray, share: np.ndarray, seconds: np.ndarray, step: np.ndarray
+    ) -> np.ndarray:
+        """Serve slot ``k``; returns the requests that have not begun at its end, in the order of arrival.
+
+        Args:
+            k: Number of the slot.
+            here: Requests that wait or come, in the order of arrival.
+            chosen: Model of each of them.
+            share: Share of every model, shape (M,).
+            seconds: Full-server seconds of an image of every model, shape (M,).
+            step: Position of every model's step count, shape (M,).
+        """
+        share = self._with_stranded(share)
+        again = [self._serve_model(m, k, here[chosen == m], share[m], seconds[m], step[m]) for m in range(len(share))]
+        return np.sort(np.concatenate(again))
+
+    def _with_stranded(self, share: np.ndarray) -> np.ndarray:
+        """Shares, after a part for models that the plan gives none and that have begun an image."""
+        stranded = np.where((self._left > 0) & (share <= 0), self._left, 0.0)
+        if not stranded.any():
+            return share
+        part = min(_MOST_TO_BACKLOG, stranded.sum() / self.slot_s)
+        return share * (1 - part) + part * stranded / stranded.sum()
+
+    def _serve_model(
+        self, m: int, k: int, mine: np.ndarray, share: np.floating, seconds: np.floating, step: np.integer
+    ) -> np.ndarray:
+        start, unfinished = k * self.slot_s, self._unfinished[m]
+        open_at = self._left[m] / share if self._left[m] > 0 else 0.0
+        if unfinished is not None and open_at <= self.slot_s:
+            self.finish[unfinished], self._unfinished[m] = start + open_at, None
+        self._left[m] = max(self._left[m] - share * self.slot_s, 0.0)
+        if not len(mine) or share <= 0:
+            return mine
+        need = seconds / share
+        order = np.arange(1, len(mine) + 1) * need
+        done = order + np.maximum(
+            np.maximum.accumulate(np.maximum(self.came[mine] - start, 0.0) - (order - need)), open_at
+        )
+        started = done - need < self.slot_s
+        now = mine[started]
+        self.finish[now], self.model[now], self.step[now], self.slot[now] = start + done[started], m, step, k
+        if len(now) and done[started][-1] > self.slot_s:
+            last = int(now[-1])
+            self._left[m] = (done[started][-1] - self.slot_s) * share
+            self._unfinished[m], self.finish[last] = last, np.nan
+        return mine[~started]
 
 
 def _routed(
