@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from edgesched.data.paths import resolve
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ModelError
-from edgesched.generation.diffusion import DiffusionModel, image_seed, resolve
+from edgesched.generation.diffusion import DiffusionModel, image_seed
 from edgesched.generation.scores import CLIPScore, Colourfulness
 from edgesched.micro.world import caption, render, sample_scene
 

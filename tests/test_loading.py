@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import save_other, save_tiny
 
+from edgesched.data.paths import resolve
 from edgesched.errors import ModelError, StepsRefused
 from edgesched.generation import loading
-from edgesched.generation.diffusion import DiffusionModel, resolve
+from edgesched.generation.diffusion import DiffusionModel
 from edgesched.generation.scores import CLIPScore
 
 SHIPPED = "package:micro/weights/micro_small"

@@ -20,7 +20,7 @@ def test_the_wheel_installs_elsewhere_and_loads_the_shipped_table(tmp_path):
     subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(wheel)], check=True, timeout=250)
     code = (
         f"import sys; sys.path.insert(0, {str(target)!r}); import edgesched as es;"
-        "from edgesched.generation.diffusion import resolve; t = es.ScoreTable.load();"
+        "from edgesched.data.paths import resolve; t = es.ScoreTable.load();"
         "print(es.__file__, len(t), resolve('package:micro/weights/judge'))"
     )
     done = subprocess.run(

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgesched.data.paths import resolve
+from edgesched.errors import ModelError
+
 _LENGTH = 16
 
 
@@ -94,9 +97,6 @@ def settings_of(component: Any) -> dict[str, Any]:
 
 def _local_folder(path: Any) -> Path | None:
     """The local file or folder that a model's path names, if it is one; hub ids are pinned by their revision."""
-    from edgesched.errors import ModelError
-    from edgesched.generation.diffusion import resolve
-
     if not isinstance(path, str) or not path:
         return None
     try:

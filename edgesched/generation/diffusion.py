@@ -7,19 +7,18 @@ import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from edgesched.data.paths import resolve
 from edgesched.errors import ModelError, StepsRefused, reason
 from edgesched.generation import drawing, loading
 from edgesched.protocols import ImageModel
 
 log = logging.getLogger(__name__)
-_PACKAGE = "package:"
 # What `encode_prompt` of a pipeline class returns, in order; other classes encode inside their call.
 _RANGE = 1e-3
 _EMBEDDINGS = {
@@ -37,20 +36,6 @@ _LOOK_STEPS = 4  # of the images that tell whether a pipeline can make several a
 _SAME, _SAME_HALF = 2, 24  # levels of 255 that rounding may change, in single and in half precision
 _ALONE: dict[tuple[str, ...], bool] = {}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def resolve(path: str) -> str:
-    """A hub id or folder; ``package:micro/weights/x`` is a folder inside the installed package.
-
-    Raises:
-        ModelError: If a package folder is not there.
-    """
-    if not path.startswith(_PACKAGE):
-        return path
-    folder = Path(str(resources.files("edgesched"))) / path[len(_PACKAGE) :]
-    if not folder.is_dir():
-        raise ModelError(f"{path}: this installation ships no such folder")
-    return str(folder)
 
 
 def unreachable(kind: str, path: str, reason: BaseException) -> ModelError:
