@@ -250,6 +250,10 @@ def fit_quality(
         raise ScenarioError(f"family: {family!r} is not one of {', '.join(FAMILIES)}")
     if strength is not None and not 0 <= strength < float("inf"):
         raise ScenarioError(f"strength: expected at least 0 prompts, got {strength}")
+    asked, table = (
+        table.categories,
+        table.replaced(table.frame, order=tuple(sorted(table.categories))),
+    )  # sums are in one order
     latency, single = fit_latencies(table)
     models = tuple(sorted(latency, key=lambda name: (latency[name].step_time_s, name)))
     data = observations(table, models).ordered()
@@ -301,6 +305,7 @@ def fit_quality(
             f"family {name}: the fit diverged, {table.categories[c]!r} under {models[m]!r} at {table.steps[k]} steps "
             "has no finite mean and deviation; choose another family"
         )
+    model.reorder(asked)
     model.converged = settled.stopped_epoch > 0
     if not model.converged:
         log.warning("family %s: the fit did not converge in %d epochs; raise max_epochs", name, max_epochs)

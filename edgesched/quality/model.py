@@ -130,6 +130,19 @@ class QualityModel(L.LightningModule):
         """Make the parameters around the mean, each of shape (C, M) or (C, M, anything)."""
         self.log_scale = nn.Parameter(torch.zeros(c, m, k))
 
+    def reorder(self, categories: tuple[str, ...]) -> None:
+        """Put the categories into another order, and everything that is known of them.
+
+        Args:
+            categories: The same categories, in the order wanted.
+        """
+        index = torch.tensor([self.categories.index(name) for name in categories])
+        with torch.no_grad():
+            for own in (*self.parameters(), self.offset, self.offset_error, self.log_std):
+                own.copy_(own[index.to(own.device)].clone())
+        self.categories = categories
+        self.hparams["categories"] = categories
+
     def _spread(self, p: Mapping[str, Tensor], rest: Tensor, step: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Scale in units and shape of the law, from parameters gathered at rows of shape ``rest``."""
         return self._scale(p, step), ()

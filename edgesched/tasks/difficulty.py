@@ -100,6 +100,11 @@ def difficulty(
         "source": problem.source,
     }
     run.save(metrics)
+    run.publish(_page(problem, metrics, _pictures(run, held, predicted, gains), type(embedding).__name__))
+
+
+def _pictures(run: Run, held: ScoreTable, predicted: Mapping[str, float], gains: Mapping[str, Any]) -> Album:
+    """Draw what was found."""
     album = Album(run.figures)
     by_category = prompt_offsets(held).groupby("category", sort=False)
     points = {
@@ -107,7 +112,7 @@ def difficulty(
     }
     album.keep("difficulty", scores.difficulty(points, gains), "Left: predicted against measured offsets of held-out prompts. "
                "Right: utility that planning by levels gains over planning by categories, with paired 95 % intervals.")  # fmt: skip
-    run.publish(_page(problem, metrics, album, type(embedding).__name__))
+    return album
 
 
 def _page(problem: Problem, metrics: Mapping[str, Any], album: Album, embedding: str) -> Page:

@@ -70,11 +70,7 @@ def fit(
         }
     chosen = min(measured, key=lambda name: measured[name]["crps"])
     for name, rows in held.items():
-        value, low, high = diagnostics.compare_crps(rows, held[chosen], draws, seed)
-        measured[name]["crps_above_chosen"] = {"value": value, "lo": low, "hi": high}
-        measured[name]["by_model"] = diagnostics.coverage_by(rows, "model")
-        measured[name]["by_category"] = diagnostics.coverage_by(rows, "category")
-        measured[name]["pit"] = diagnostics.pit_tests(rows)
+        measured[name] |= _judged(rows, held[chosen], draws, seed)
     normal = diagnostics.pit_tests(held["gaussian"]) if "gaussian" in held else []
     metrics: dict[str, Any] = {
         "families": measured,
@@ -91,6 +87,17 @@ def fit(
     album = _pictures(run, data, models, held, measured, chosen, level)
     run.publish(_page(data, metrics, album))
     _log_losses(run, families)
+
+
+def _judged(rows: pd.DataFrame, best: pd.DataFrame, draws: int, seed: int) -> dict[str, Any]:
+    """How far a family is from the best one, and where its intervals and PIT values are off."""
+    value, low, high = diagnostics.compare_crps(rows, best, draws, seed)
+    return {
+        "crps_above_chosen": {"value": value, "lo": low, "hi": high},
+        "by_model": diagnostics.coverage_by(rows, "model"),
+        "by_category": diagnostics.coverage_by(rows, "category"),
+        "pit": diagnostics.pit_tests(rows),
+    }
 
 
 def _csv_logger(run: Run, name: str) -> Any:

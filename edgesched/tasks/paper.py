@@ -139,11 +139,7 @@ def paper(
             "points": len(points), "splits": sizes.splits, "loads": list(loads),
             "budgets": list(budgets), "latency_weights": list(latency_weights), "middle": list(middle),
         },
-        "middle": {
-            name: {what: float(getattr(grid, what)[name][:, points.index(middle)].reshape(sizes.splits, -1)[:, 0].mean())
-                   for what in ("utility", "quality", "latency_s")}
-            for name in methods if name in grid.utility
-        },
+        "middle": {name: _middle(grid, name, middle, sizes.splits) for name in methods if name in grid.utility},
         "agreement": {},
         "remarks": list(problem.whole.remarks(str(problem.workload["latency"]))),
         "source": problem.source,
@@ -163,6 +159,13 @@ def paper(
     run.save(metrics)
     run.publish(_page(problem.table, metrics, album))
     return float(np.median([row["quality_gain_pct"]["median"] for row in metrics["headline"].values()]))
+
+
+def _middle(grid: Grid, name: str, middle: Point, splits: int) -> dict[str, float]:
+    """What a method gives at the middle of the grid, the mean over splits."""
+    at = grid.points.index(middle)
+    return {what: float(getattr(grid, what)[name][:, at].reshape(splits, -1)[:, 0].mean())
+            for what in ("utility", "quality", "latency_s")}  # fmt: skip
 
 
 def grid_points(

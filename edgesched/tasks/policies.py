@@ -69,12 +69,12 @@ def policies(
     models = quality.models
     demand = torch.tensor(loads, dtype=torch.float64)[:, None].repeat(1, len(quality.categories))
     scenario = problem.believe(problem.at(demand=demand))
-    plans = plan_policies(compare, scenario, quality, search)
-    if "joint" in plans:
-        plans[LOWER] = search(LowerBound(seed=seed)(scenario, problem.fit_half, models)).plan
+    planned = plan_policies(compare, scenario, quality, search)
+    if "joint" in planned:
+        planned[LOWER] = search(LowerBound(seed=seed)(scenario, problem.fit_half, models)).plan
     by_load = {}
     for i, load in enumerate(loads):
-        at_load = {name: plan[i : i + 1] for name, plan in plans.items()}
+        at_load = {name: plan[i : i + 1] for name, plan in planned.items()}
         outcomes = replay_all(scenario[i], at_load, problem.fit_half, held, models, cascade=cascade, judge_s=judge_s,
                               routing=routing, draws=draws, seed=seed)  # fmt: skip
         by_load[str(load)] = policy_rows(outcomes)

@@ -17,7 +17,7 @@ from edgesched.report import streams
 from edgesched.report.page import Cell, Page, Section
 from edgesched.runs.run import Run
 from edgesched.streams.arrivals import RequestStream
-from edgesched.streams.queues import agreement, backlog, summary
+from edgesched.streams.queues import Served, agreement, backlog, summary
 from edgesched.streams.queues import simulate as serve_stream
 from edgesched.tasks.pictures import Album, sentences, stream_facts
 from edgesched.tasks.problem import Arrivals, Problem, expect_positive, expect_whole, stream_of
@@ -73,19 +73,7 @@ def simulate(
     begun = time.perf_counter()
     served = serve_stream(stream, scenario, together, discipline="queue", seed=seed)
     simulated_s = time.perf_counter() - begun
-    found = summary(stream, served, deadline_s=deadline_s)
-    scores = prompt_scores(held, quality.models, scenario.steps)
-    weight = float(scenario.latency_weight[0])
-    index = torch.searchsorted(scenario.steps, together.steps)
-    rows: dict[str, dict[str, Any]] = {}
-    for i, (name, plan) in enumerate(plans.items()):
-        model = served.model[i, 0]
-        seen, utility = served_utility(stream, model, index[i][model], served.latency_s[i, 0], scores, weight, seed)
-        rows[name] = {
-            "utility": utility, "quality": seen, "planned_latency_s": float(evaluate(scenario, plan).latency_s[0]),
-        }  # fmt: skip
-        rows[name] |= {key: float(value[i].mean()) for key, value in found.items() if key != "utilisation"}
-        rows[name]["utilisation"] = dict(zip(quality.models, found["utilisation"][i].mean(0).tolist(), strict=True))
+    rows = _rows(problem, stream, served, plans, deadline_s, seed)
     best = max(rows, key=lambda n: rows[n]["utility"])
     checked = agreement(scenario, plans[best], requests=agreement_requests, seed=seed)
     left_out = [n for n in methods if n not in results]
@@ -106,15 +94,46 @@ def simulate(
         ],
     }  # fmt: skip
     run.save(metrics)
+    run.publish(_page(problem, metrics, _pictures(run, stream, served, list(plans))))
+    return float(rows[best]["utility"])
+
+
+def _rows(
+    problem: Problem,
+    stream: RequestStream,
+    served: Served,
+    plans: Mapping[str, Plan],
+    deadline_s: float | None,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """What came of every plan: utility, quality, latencies and how busy each model was."""
+    scenario, models = problem.scenario, problem.fitted.models
+    found = summary(stream, served, deadline_s=deadline_s)
+    scores = prompt_scores(problem.held, models, scenario.steps)
+    weight = float(scenario.latency_weight[0])
+    rows: dict[str, dict[str, Any]] = {}
+    for i, (name, plan) in enumerate(plans.items()):
+        model = served.model[i, 0]
+        step = torch.searchsorted(scenario.steps, plan.steps)[0][model]
+        seen, utility = served_utility(stream, model, step, served.latency_s[i, 0], scores, weight, seed)
+        rows[name] = {
+            "utility": utility, "quality": seen, "planned_latency_s": float(evaluate(scenario, plan).latency_s[0]),
+        }  # fmt: skip
+        rows[name] |= {key: float(value[i].mean()) for key, value in found.items() if key != "utilisation"}
+        rows[name]["utilisation"] = dict(zip(models, found["utilisation"][i].mean(0).tolist(), strict=True))
+    return rows
+
+
+def _pictures(run: Run, stream: RequestStream, served: Served, names: Sequence[str]) -> Album:
+    """Draw what was found."""
     times = torch.linspace(0, float(stream.arrival_s[0, -1]), _TIMES, dtype=torch.float64)
     waiting = backlog(stream, served, times)[:, 0]
-    latencies = {name: served.latency_s[i, 0].numpy() for i, name in enumerate(results)}
-    lines = {name: waiting[i].numpy() for i, name in enumerate(results)}
+    latencies = {name: served.latency_s[i, 0].numpy() for i, name in enumerate(names)}
+    lines = {name: waiting[i].numpy() for i, name in enumerate(names)}
     album = Album(run.figures)
     album.keep("latency", streams.service(latencies, times.numpy(), lines), "Left: latencies of requests, as the share that waits "
                "longer. Right: requests in the system.")  # fmt: skip
-    run.publish(_page(problem, metrics, album))
-    return float(rows[best]["utility"])
+    return album
 
 
 def _page(problem: Problem, metrics: Mapping[str, Any], album: Album) -> Page:

@@ -79,13 +79,7 @@ def slots(
             stream, planned, search, slot_s=slot_s, how=how, ewma=ewma, routing=routing, seed=seed, clock=clock
         )
         seen, utility = served_utility(stream, one.model, one.step, one.latency_s, scores, weight, seed)
-        ordered = one.latency_s.sort().values
-        rows[name] = {
-            "utility": utility, "quality": seen, "mean_s": float(one.latency_s.mean()),
-            "p95_s": float(ordered[int(0.95 * len(ordered))]), "p99_s": float(ordered[int(0.99 * len(ordered))]),
-            "backlog_most": int(one.backlog.max()), "planning_ms_a_slot": 1000 * one.planning_s / len(one.plan),
-            "mean_steps": float(scenario.steps[one.step].double().mean()),
-        }  # fmt: skip
+        rows[name] = {"utility": utility, "quality": seen, **_told(one, scenario.steps)}
     demand = demand_of_slots(stream, slot_s)
     shown = len(demand)
     remarks = list(quality.remarks(scenario.latency))
@@ -97,13 +91,32 @@ def slots(
         "source": problem.source,
     }
     run.save(metrics)
-    steps = {n: _mean_by_slot(scenario.steps[r.step].double(), r.slot, len(r.backlog))[:shown] for n, r in made.items()}
+    run.publish(_page(problem, metrics, _pictures(run, demand, made, scenario.steps, slot_s)))
+    return float(max(r["utility"] for r in rows.values()))
+
+
+def _told(one: SlotRun, steps: Tensor) -> dict[str, float]:
+    """Latencies, backlog, planning time and step counts of one way of planning."""
+    ordered = one.latency_s.sort().values
+    return {
+        "mean_s": float(one.latency_s.mean()),
+        "p95_s": float(ordered[int(0.95 * len(ordered))]),
+        "p99_s": float(ordered[int(0.99 * len(ordered))]),
+        "backlog_most": int(one.backlog.max()),
+        "planning_ms_a_slot": 1000 * one.planning_s / len(one.plan),
+        "mean_steps": float(steps[one.step].double().mean()),
+    }
+
+
+def _pictures(run: Run, demand: Tensor, made: Mapping[str, SlotRun], counts: Tensor, slot_s: float) -> Album:
+    """Draw what was found."""
+    shown = len(demand)
+    steps = {n: _mean_by_slot(counts[r.step].double(), r.slot, len(r.backlog))[:shown] for n, r in made.items()}
     left = {n: r.backlog[:shown].numpy() for n, r in made.items()}
     album = Album(run.figures)
     album.keep("slots", streams.slots(demand.sum(-1).numpy() / slot_s, left, steps, slot_s),
                "Requests a second, requests left over at the end of every slot, and mean denoising steps.")  # fmt: skip
-    run.publish(_page(problem, metrics, album))
-    return float(max(r["utility"] for r in rows.values()))
+    return album
 
 
 def _page(problem: Problem, metrics: Mapping[str, Any], album: Album) -> Page:
