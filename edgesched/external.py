@@ -40,7 +40,7 @@ def pp_scores(
     Source:
         Repository sco-edge/CEMS.
     """
-    columns = {"category": "published_category", "challenge": "category"} if challenges else None
+    columns = {"challenge": "category"} if challenges else None
     device = "NVIDIA GeForce RTX 2080 Ti, 512 x 512, mean of three images (sco-edge/CEMS)"
     return ScoreTable.from_csv(path, score=score, columns=columns, device=device, min_prompts=min_prompts)
 
@@ -62,9 +62,6 @@ def t2i_scores(
     Source:
         Repository Yushi-Hu/tifa, human annotations of TIFA v1.0.
     """
-    wrong = [f"{model} ({value})" for model, value in seconds.items() if not value > 0]
-    if wrong:
-        raise ScoreTableError(f"data.seconds: expected more than 0 seconds, got {', '.join(wrong)}")
     device = "scores as published (Yushi-Hu/tifa); seconds from the configuration"
     return ScoreTable.from_csv(path, score=score, columns={"source": "category"}, seconds=seconds, device=device,
                                min_prompts=min_prompts)  # fmt: skip
@@ -97,8 +94,8 @@ def variance_table(table: ScoreTable, *, draws: int = 1000, seed: int = 0) -> li
     if len(models) < 2:
         raise ScoreTableError(f"variance table: needs at least two models, got {len(models)}")
     rng = np.random.default_rng(seed)
-    by_category = prompt_scores(table, models, table.steps)
-    scores = [by_category[name].nanmean(1) for name in table.draw_order]
+    measured = prompt_scores(table, models, table.steps)
+    scores = [measured[name].nanmean(1) for name in table.draw_order]
     mean = torch.cat(scores).nanmean(0)
     best = mean.nan_to_num(-torch.inf).argmax(-1)
     cells = [values[:, torch.arange(len(models)), best] for values in scores]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgesched.errors import PromptError
+from edgesched.errors import ArgumentError, PromptError
+from edgesched.reading import Records, read_records
 from edgesched.types import PromptSet
 
+log = logging.getLogger(__name__)
 CATEGORIES = ("Basic", "Detail", "Imagination", "Complex")
 PARTI_CATEGORIES = {
     "Basic": "Basic",
@@ -38,7 +41,7 @@ def parti(
     """PartiPrompts (Yu et al. 2022) from its TSV file, challenges mapped to the four categories.
 
     Args:
-        path: Tab-separated file with the columns ``Prompt`` and ``Challenge``; None takes it from the hub.
+        path: Tab-separated file with the columns ``Prompt`` and ``Challenge``, as published: quotes are text; None takes it from the hub.
         repository: Data set on the hub that holds ``PartiPrompts.tsv``, where no path is given.
         revision: Revision of the data set.
         other_challenges: Keep the other challenges as categories of their own.
@@ -50,14 +53,23 @@ def parti(
     """
     if path is None:
         path = _from_hub(repository, revision)
-    frame = _read(path, "\t", ("Prompt", "Challenge"))
-    frame["category"] = frame["Challenge"].map(
-        lambda c: PARTI_CATEGORIES.get(str(c).strip(), str(c).strip() if other_challenges else None)
-    )
-    frame = frame[frame["category"].notna()]
-    frame = frame.drop_duplicates("Prompt")
-    ids = [f"PP{line + 1}" for line in frame.index] if numbered else None
-    return _prompt_set(path, frame["Prompt"].tolist(), frame["category"].tolist(), ids, per_category)
+    records = read_records(path, ("Prompt", "Challenge"), error=PromptError, separator="\t", quoted=False)
+    challenges = records.names("Challenge", empty=True)
+    if "" in challenges:
+        log.warning("%s: %d prompts without a challenge are left out", Path(path).name, challenges.count(""))
+    categories = [PARTI_CATEGORIES.get(c, c if other_challenges else "") for c in challenges]
+    first: dict[str, int] = {}
+    for row, (text, category) in enumerate(zip(records.columns["Prompt"], categories, strict=True)):
+        if category:
+            first.setdefault(text, row)
+    again = sum(bool(category) for category in categories) - len(first)
+    if again:
+        log.warning("%s: %d prompts stand there again and are left out", Path(path).name, again)
+    kept = set(first.values())
+    keep = [row in kept for row in range(len(records))]
+    ids = [f"PP{row + 1}" for row in sorted(kept)] if numbered else None
+    chosen = [category for category, is_kept in zip(categories, keep, strict=True) if is_kept]
+    return _prompt_set(records.where(keep), "Prompt", chosen, ids, per_category)
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:
@@ -80,41 +92,41 @@ def csv(path: Path | str, *, columns: Mapping[str, str] | None = None, per_categ
     """Prompts from a CSV file with the columns ``text`` and ``category``, and ``prompt_id`` if there is one.
 
     Args:
-        path: The file.
+        path: The file, or a folder of its parts.
         columns: Column of the file → ``text``, ``category`` or ``prompt_id``, where names differ.
         per_category: Most prompts of each category.
 
     Raises:
-        PromptError: If the file cannot be read, a column is missing, or a row is empty.
+        PromptError: If the file cannot be read, a column is missing, a field is empty, or a prompt appears twice.
+        ArgumentError: If ``per_category`` is no whole number from 1.
     """
-    frame = _read(path, ",", ("text", "category"), dict(columns or {}))
-    ids = frame["prompt_id"].astype(str).tolist() if "prompt_id" in frame else None
-    return _prompt_set(path, frame["text"].tolist(), frame["category"].tolist(), ids, per_category)
-
-
-def _read(path: Path | str, separator: str, needed: tuple[str, ...], rename: dict[str, str] | None = None):  # type: ignore[no-untyped-def]
-    import pandas as pd
-
-    if path is None or not Path(path).is_file():
-        raise PromptError(f"prompts.path: {path} is no file; give the path of the prompts")
-    try:
-        frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as exc:
-        raise PromptError(f"{path}: cannot be read ({exc})") from exc
-    frame = frame.rename(columns=rename or {})
-    missing = [c for c in needed if c not in frame.columns]
-    if missing:
-        raise PromptError(f"{path}: column {missing[0]!r} is missing; present: {', '.join(map(str, frame.columns))}")
-    return frame
+    records = read_records(path, ("text", "category"), error=PromptError, rename=columns)
+    ids = records.names("prompt_id", empty=True) if "prompt_id" in records else None
+    return _prompt_set(records, "text", records.names("category", empty=True), ids, per_category)
 
 
 def _prompt_set(
-    path: Path | str, texts: list[str], categories: list[str], ids: list[str] | None, per_category: int | None
+    records: Records, column: str, categories: list[str], ids: list[str] | None, per_category: int | None
 ) -> PromptSet:
-    if ids is None:
-        ids = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
+    """Prompts of the records; ids are a hash of the text where none are given."""
+    if per_category is not None and (isinstance(per_category, bool) or per_category != int(per_category)
+                                     or per_category < 1):  # fmt: skip
+        raise ArgumentError(f"per_category: expected a whole number from 1, got {per_category!r}")
+    texts = records.columns[column]
+    named = ids is not None
+    ids = ids or [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
+    seen: dict[str, int] = {}
+    for row, (pid, text, category) in enumerate(zip(ids, texts, categories, strict=True)):
+        for name, value in (("prompt_id", pid), (column, text), ("category", category)):
+            if not value.strip():
+                raise records.wrong(row, f"row {row}: {name} is {value!r}; expected a non-empty string")
+        if pid in seen:
+            what = f"prompt id {pid!r}" if named else "the prompt"
+            raise records.wrong(row, f"{what} stands at {records.places[seen[pid]]} too; a prompt appears twice, "
+                                "and ids must be unique")  # fmt: skip
+        seen[pid] = row
     try:
         prompts = PromptSet(tuple(ids), tuple(texts), tuple(categories))
     except PromptError as exc:
-        raise PromptError(f"{path}: {exc}") from exc
-    return prompts if per_category is None else prompts.per_category(per_category)
+        raise PromptError(f"{records.path}: {exc}") from exc
+    return prompts if per_category is None else prompts.per_category(int(per_category))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgesched.errors import ScoreTableError
-from edgesched.reading import check_fields
+from edgesched.reading import Records, read_records
 from edgesched.writing import json_document, write_bytes
 
 if TYPE_CHECKING:
@@ -217,44 +217,77 @@ class ScoreTable:
     ) -> ScoreTable:
         """Read scores from elsewhere; what is missing is filled in: steps 1, seed 0, batch size 1.
 
+        Names are text as it stands: ``0000``, ``2.10``, ``NA``. Rows without a category are left out and counted.
+        Other columns are kept if they end in ``_score`` and hold a number in every row.
+
         Args:
-            path: CSV file.
-            score: Name of the score column to plan with.
+            path: CSV file, or a folder of its parts.
+            score: Name of the score column to plan with, whatever it is.
             columns: Column of the file → column of the table, where names differ.
             seconds: Model → seconds per image, for files without ``latency_s``.
             device: Device of the scores, for the manifest.
             min_prompts: Categories with fewer prompts are left out.
 
         Raises:
-            ScoreTableError: If the file cannot be read, or a column is missing that has no default.
+            ScoreTableError: If the file cannot be read, a column is missing that has no default, or a field is no
+                value of its column, naming its line.
         """
         import pandas as pd
 
-        try:
-            check_fields(path)
-            text = dict.fromkeys(("prompt_id", "category", "model"), str)
-            old = {name: str for name, new in (columns or {}).items() if new in text}
-            frame = pd.read_csv(path, index_col=False, dtype=text | old, keep_default_na=False, na_values=[""])
-        except (OSError, ValueError) as exc:
-            raise ScoreTableError(f"{path}: cannot be read as CSV ({exc})") from exc
-        renamed = {old: new for old, new in (columns or {}).items() if old in frame}
-        replaced = [new for old, new in renamed.items() if new in frame and new != old]
-        frame = frame.drop(columns=replaced).rename(columns=renamed)
+        if score in _TYPES or score in _OPTIONAL:
+            raise ScoreTableError(f"score: {score!r} is no score; expected the name of a score column")
+        wrong = [f"{model} ({value})" for model, value in (seconds or {}).items() if not 0 < value < float("inf")]
+        if wrong:
+            raise ScoreTableError(f"data.seconds: expected more than 0 seconds, got {', '.join(wrong)}")
+        needed = ("prompt_id", "category", "model", score)
+        records = read_records(path, needed, error=ScoreTableError, rename=columns)
+        labelled = [bool(category) for category in records.names("category", empty=True)]
+        if not all(labelled):
+            log.warning("%s: %d of %d rows have no category and are left out", Path(path).name,
+                        labelled.count(False), len(records))  # fmt: skip
+            records = records.where(labelled)
+        if not len(records):
+            raise ScoreTableError(f"{path}: no row has a category")
+        frame = pd.DataFrame(_columns(records, score))
         for column, default in (("steps", 1), ("seed", 0), ("batch_size", 1)):
             if column not in frame:
                 frame[column] = default
         if "latency_s" not in frame:
-            for model in frame.get("model", pd.Series(dtype=str)).unique():
+            for model in frame["model"].unique():
                 if model not in (seconds or {}):
                     raise ScoreTableError(
                         f"latency_s: the file has none, and data.seconds names none for model {model!r}"
                     )
             frame["latency_s"] = frame["model"].map(dict(seconds or {}))
-        if "category" in frame:
-            frame = frame[frame["category"].notna()]
-        known = [c for c in frame.columns if c in _TYPES or c.endswith("_score")]
-        return cls(frame[known].reset_index(drop=True), {"device": device, "source": str(path)}, score,
-                   min_prompts=min_prompts)  # fmt: skip
+        elif seconds:
+            log.warning("%s has latency_s of its own; data.seconds is not used", Path(path).name)
+        try:
+            return cls(frame, {"device": device, "source": str(path)}, score, min_prompts=min_prompts)
+        except ScoreTableError as exc:
+            raise ScoreTableError(f"{path}: {exc}") from exc
+
+
+def _columns(records: Records, score: str) -> dict[str, list[Any]]:
+    """The columns of a table that a file has, each of its type."""
+    found: dict[str, list[Any]] = {}
+    for column in records.columns:
+        kind = (_TYPES | _OPTIONAL).get(column)
+        if kind == "str":
+            found[column] = records.names(column)
+        elif kind == "bool":
+            found[column] = records.booleans(column)
+        elif kind is not None and kind.startswith("int"):
+            found[column] = records.integers(column, least=None if column == "seed" else 1)
+        elif kind is not None:
+            found[column] = records.numbers(column, least=0.0)
+        elif column == score:
+            found[column] = records.numbers(column)
+        elif column.endswith("_score"):
+            try:
+                found[column] = records.numbers(column)
+            except ScoreTableError as exc:
+                log.warning("column %r is left out: %s", column, exc)
+    return found
 
 
 def _names(manifest: Mapping[str, Any], key: str) -> Sequence[str]:
