@@ -40,7 +40,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("QualityModel", "fit_quality"):
-        from edgesched import quality
+        from edgesched.quality import families as quality
 
         return getattr(quality, name)
     raise AttributeError(f"module 'edgesched' has no attribute {name!r}")

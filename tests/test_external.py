@@ -77,6 +77,16 @@ def test_t2i_scores_takes_seconds_from_the_configuration_and_keeps_no_text(tmp_p
         t2i_scores(tmp_path / "none.csv", seconds={})
 
 
+def test_a_file_from_outside_is_held_to_its_header(tmp_path):
+    file = t2i_file(tmp_path / "t2i.csv")
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:3], lines[3].replace("a secret prompt", "a secret, prompt"), *lines[4:]]))
+    with pytest.raises(ScoreTableError, match="line 4: 7 fields, the header has 6; quote the text"):
+        t2i_scores(file, seconds=dict.fromkeys(T2I_MODELS, 1.0))
+    with pytest.raises(ScoreTableError, match="column 'source' is missing"):
+        t2i_scores(pp_file(tmp_path / "pp.csv"), seconds=dict.fromkeys(T2I_MODELS, 1.0))
+
+
 def test_variance_shares_add_up_and_recover_made_up_components(tmp_path):
     table = pp_scores(pp_file(tmp_path / "pp.csv", 200, interaction=0.6))
     rows = {r["source"]: r for r in variance_table(table, draws=200)}

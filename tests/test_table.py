@@ -112,3 +112,83 @@ def test_the_shipped_table_keeps_its_promises():
         assert table.manifest[key], key
     assert min(row["repeats"] for row in table.manifest["timing"]) >= 5
     json.dumps(dict(table.manifest))
+
+
+HEAD = "prompt_id,category,model,{},latency_s"
+
+
+def csv_table(file, *, score="clip_score", categories=("Basic", "None"), models=("small", "large"), more=(), edit=None):
+    """A file of 24 prompts a category, each under two models."""
+    rows = [f"{c}{p},{c},{m},{50 + p},0.1" for c in categories for p in range(24) for m in models]
+    rows = [edit(i, row) for i, row in enumerate(rows)] if edit else rows
+    file.write_text("\n".join([HEAD.format(score), *rows, *more]) + "\n", encoding="utf-8")
+    return file
+
+
+def before_score(row, fields):
+    *names, score, seconds = row.split(",")
+    return ",".join([*names, fields, score, seconds])
+
+
+def test_csv_names_are_text_and_the_score_asked_for_is_kept(tmp_path):
+    file = csv_table(tmp_path / "s.csv", score="imagereward", models=("1.5", "2.10"))
+    table = ScoreTable.from_csv(file, score="imagereward")
+    assert len(table) == 96
+    assert set(table.categories) == {"Basic", "None"}
+    assert set(table.models) == {"1.5", "2.10"}
+    ids = csv_table(tmp_path / "i.csv", edit=lambda i, row: f"{i // 2:04d}" + row[row.index(",") :])
+    assert ScoreTable.from_csv(ids).frame.prompt_id.min() == "0000"
+
+
+@pytest.mark.parametrize(
+    ("fifth", "message"),
+    [("B,Basic,small,,0.1", "line 6: clip_score is empty"), ("B,Basic,small,nan,0.1", "line 6: clip_score is 'nan'"),
+     ('B,Basic,small,"30,5",0.1', "line 6: clip_score is '30,5'; write it with a decimal point"),
+     ("B,Basic,small,30,-1", "line 6: latency_s is -1; expected at least 0"), (",Basic,small,30,1", "line 6: prompt_id"),
+     ("B,Basic,,30,1", "line 6: model is empty"), ("B,Basic,small,30,1,2", "line 6: 6 fields, the header has 5")],
+)  # fmt: skip
+def test_csv_fields_that_are_no_value_of_their_column_are_refused_by_line(tmp_path, fifth, message):
+    with pytest.raises(ScoreTableError, match=message):
+        ScoreTable.from_csv(csv_table(tmp_path / "s.csv", edit=lambda i, row: fifth if i == 4 else row))
+
+
+def test_csv_steps_are_whole_numbers_and_truncated_is_true_or_false(tmp_path):
+    def with_steps(steps, truncated):
+        return csv_table(
+            tmp_path / "s.csv",
+            score="steps,truncated,clip_score",
+            edit=lambda i, row: before_score(row, f"{steps if i else 4},{truncated}"),
+        )
+
+    table = ScoreTable.from_csv(with_steps("4.0", "False"))
+    assert table.steps == (4,)
+    assert not table.frame.truncated.any()
+    with pytest.raises(ScoreTableError, match="line 3: steps is 4.9; expected a whole number"):
+        ScoreTable.from_csv(with_steps("4.9", "False"))
+    with pytest.raises(ScoreTableError, match="line 2: truncated is 'no'; expected true, false, 1 or 0"):
+        ScoreTable.from_csv(with_steps("4", "no"))
+
+
+def test_csv_columns_that_are_missing_are_named_with_those_present(tmp_path):
+    file = tmp_path / "s.csv"
+    file.write_text("prompt_id;category;model;clip_score\n1;Basic;small;30,5\n")
+    with pytest.raises(ScoreTableError) as caught:
+        ScoreTable.from_csv(file)
+    assert "column 'prompt_id' is missing, and 'category', 'model', 'clip_score'; present: prompt_id;" in str(
+        caught.value
+    )
+    assert "parted by ';'" in str(caught.value)
+    with pytest.raises(ScoreTableError, match="'steps' is no score"):
+        ScoreTable.from_csv(file, score="steps")
+
+
+def test_csv_rows_without_a_category_are_counted_and_other_scores_kept_if_numbers(tmp_path, caplog):
+    file = csv_table(tmp_path / "s.csv", score="a_score,b_score,words,clip_score", more=["x,,small,1,good,n,30,0.1"],
+                     edit=lambda i, row: before_score(row, f"7,{'good' if i == 9 else 1},many"))  # fmt: skip
+    table = ScoreTable.from_csv(file, seconds={"small": 1.0, "large": 2.0})
+    assert table.scores == ("a_score", "clip_score")
+    assert "1 of 97 rows have no category and are left out" in caplog.text
+    assert "'b_score' is left out" in caplog.text
+    assert "data.seconds is not used" in caplog.text
+    with pytest.raises(ScoreTableError, match=r"more than 0 seconds, got small \(inf\)"):
+        ScoreTable.from_csv(file, seconds={"small": float("inf")})

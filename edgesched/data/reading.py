@@ -1,4 +1,4 @@
-"""Text files with columns are read, not guessed: fields are text until numbers are asked for, and fit the header."""
+"""Text files with columns are read, not guessed: every field is text until a number is asked for, and fits its header."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from edgesched.errors import EdgeschedError, ScoreTableError
+from edgesched.errors import EdgeschedError
 
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 DECIMAL_COMMA = re.compile(r"[+-]?[\d.]*\d,\d+(?:[.,]\d+)*(?:[eE][+-]?\d+)?", re.ASCII)
+_DIGITS = re.compile(r"[+-]?\d+", re.ASCII)
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _UNREADABLE = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -49,12 +50,7 @@ class Records:
         return column in self.columns
 
     def wrong(self, row: int, what: str) -> EdgeschedError:
-        """The error that says what is wrong with a record, by its place in the file.
-
-        Args:
-            row: Position of the record.
-            what: What is wrong, as the message ends.
-        """
+        """The error that says what is wrong with a record, by its place in the file."""
         return self.error(f"{self.path}: {self.places[row]}: {what}")
 
     def where(self, keep: Sequence[bool]) -> Records:
@@ -106,18 +102,14 @@ class Records:
     def integers(self, column: str, *, least: int | None = None) -> list[int]:
         """Whole numbers of at most 64 bits: ``4`` and ``4.0``, not ``4.9``.
 
-        Args:
-            column: The column.
-            least: Smallest number allowed.
-
         Raises:
             EdgeschedError: At the first field that is no such number.
         """
         found = []
         for row, (value, number) in enumerate(zip(self.columns[column], self.numbers(column), strict=True)):
-            # A float holds whole numbers to 2^53 only, so digits alone are read as they stand.
-            exact = int(value) if re.fullmatch(r"\s*[+-]?\d+\s*", value) else int(number)
-            if (exact != number and not re.fullmatch(r"\s*[+-]?\d+\s*", value)) or not -(2**63) <= exact < 2**63:
+            # A float holds whole numbers up to 2^53 only, so digits alone are read as they stand.
+            exact = int(value) if _DIGITS.fullmatch(value.strip()) else int(number)
+            if (exact != number and not _DIGITS.fullmatch(value.strip())) or not -(2**63) <= exact < 2**63:
                 raise self.wrong(row, f"{column} is {value.strip()}; expected a whole number of at most 64 bits")
             if least is not None and exact < least:
                 raise self.wrong(row, f"{column} is {value.strip()}; expected at least {least}")
@@ -158,9 +150,10 @@ def read_records(
     *,
     error: type[EdgeschedError],
     separator: str = ",",
+    quoted: bool = True,
     rename: Mapping[str, str] | None = None,
 ) -> Records:
-    """Read a text file with a header, or a folder of parts by Spark or Hadoop, in the order of their numbers.
+    """Read a text file with a header, or a folder of parts as Spark and Hadoop write them, in the order of their numbers.
 
     UTF-8, with or without a byte order mark; ``.gz``, ``.bz2`` and ``.xz`` are unpacked. Quoted fields may hold line
     breaks. Blank lines are skipped. A record has the fields that the header names, and at most one empty one more at
@@ -171,6 +164,7 @@ def read_records(
         needed: Columns that must be there, by their new names.
         error: Class of the errors raised about the file.
         separator: What parts the fields.
+        quoted: Fields may stand in quotes; if not, quotes are text, and a field that is in quotes as a whole is refused.
         rename: Column of the file → its new name; it replaces another column of that name.
 
     Raises:
@@ -185,7 +179,7 @@ def read_records(
     for part in _parts(path, error):
         inside = "" if part == path else f"{part.name}: "
         told = f"{path}: {inside}"
-        records = _split(part, separator, told, error)
+        records = _split(part, separator, quoted, told, error)
         line, first = next(records, (0, None))
         if first is None:
             continue
@@ -239,7 +233,8 @@ def _require(header: list[str], needed: Sequence[str], rename: dict[str, str], s
         raise error(f"{told}column {missing[0]!r} is missing{also}; present: {', '.join(header)}{hint}")
 
 
-def _split(file: Path, separator: str, told: str, error: type[EdgeschedError]) -> Iterator[tuple[int, list[str]]]:
+def _split(file: Path, separator: str, quoted: bool, told: str, error: type[EdgeschedError]
+           ) -> Iterator[tuple[int, list[str]]]:  # fmt: skip
     """Records of one file, each with the line at which it begins."""
     try:
         with _COMPRESSED.get(file.suffix.lower(), open)(file, "rb") as handle:
@@ -254,7 +249,8 @@ def _split(file: Path, separator: str, told: str, error: type[EdgeschedError]) -
     if "\0" in text:
         line = 1 + _breaks(text[: text.index("\0")].encode())
         raise error(f"{told}line {line}: a zero byte; this is no text in UTF-8")
-    records = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    records = csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
     while True:
         line = records.line_num + 1
         try:
@@ -265,6 +261,10 @@ def _split(file: Path, separator: str, told: str, error: type[EdgeschedError]) -
             return
         # A field of nothing but space is a blank line; an empty one alone was quoted, and is a record.
         if row and not (len(row) == 1 and row[0] and not row[0].strip()):
+            whole = None if quoted else next((f for f in row if re.fullmatch(r'"(?:[^"]|"")*"', f)), None)
+            if whole is not None:
+                raise error(f"{told}line {line}: {whole[:60]} stands in quotes, which are text in this kind of file; "
+                            "write it without")  # fmt: skip
             yield line, row
 
 
@@ -305,16 +305,3 @@ def _parts(path: Path, error: type[EdgeschedError]) -> list[Path]:
 def _part_number(name: str) -> int:
     found = _TEXT_PART.fullmatch(name)
     return int(found[1]) if found else 0
-
-
-def check_fields(path: Path | str, separator: str = ",") -> None:
-    """Refuse a file that :func:`read_records` refuses, as a ValueError.
-
-    Args:
-        path: File, or folder of parts.
-        separator: Character between fields.
-
-    Raises:
-        ValueError: In one line.
-    """
-    read_records(path, error=ScoreTableError, separator=separator)

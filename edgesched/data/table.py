@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgesched.data.reading import read_records
+from edgesched.data.reading import Records, read_records
 from edgesched.data.writing import json_document, write_bytes
 from edgesched.errors import ScoreTableError
 
@@ -110,16 +109,7 @@ class ScoreTable:
     def replaced(
         self, frame: pd.DataFrame, min_prompts: int = 1, *, order: tuple[str, ...] | None = None
     ) -> ScoreTable:
-        """The same table with other rows, and with another order of categories if one is given.
-
-        Args:
-            frame: The rows.
-            min_prompts: Categories with fewer prompts are left out.
-            order: Order of the categories, or None for the table's own.
-
-        Raises:
-            ScoreTableError: If the rows are not valid.
-        """
+        """The same table with other rows, and with another order of categories if one is given."""
         return ScoreTable(frame, self.manifest, self.score, self.models, min_prompts, order or self.order)
 
     def split(self, salt: int | None = None) -> tuple[ScoreTable, ScoreTable]:
@@ -227,47 +217,77 @@ class ScoreTable:
     ) -> ScoreTable:
         """Read scores from elsewhere; what is missing is filled in: steps 1, seed 0, batch size 1.
 
+        Names are text as it stands: ``0000``, ``2.10``, ``NA``. Rows without a category are left out and counted.
+        Other columns are kept if they end in ``_score`` and hold a number in every row.
+
         Args:
-            path: CSV file.
-            score: Name of the score column to plan with.
+            path: CSV file, or a folder of its parts.
+            score: Name of the score column to plan with, whatever it is.
             columns: Column of the file → column of the table, where names differ.
             seconds: Model → seconds per image, for files without ``latency_s``.
             device: Device of the scores, for the manifest.
             min_prompts: Categories with fewer prompts are left out.
 
         Raises:
-            ScoreTableError: If the file cannot be read, or a column is missing that has no default.
+            ScoreTableError: If the file cannot be read, a column is missing that has no default, or a field is no
+                value of its column, naming its line.
         """
         import pandas as pd
 
-        wrong = [f"{model} ({value})" for model, value in (seconds or {}).items() if not 0 < value < math.inf]
+        if score in _TYPES or score in _OPTIONAL:
+            raise ScoreTableError(f"score: {score!r} is no score; expected the name of a score column")
+        wrong = [f"{model} ({value})" for model, value in (seconds or {}).items() if not 0 < value < float("inf")]
         if wrong:
-            raise ScoreTableError(f"data.seconds: expected finite seconds above 0, got {', '.join(wrong)}")
-        records = read_records(path, ("prompt_id", "category", "model", score), error=ScoreTableError, rename=columns)
-        labelled = [bool(category.strip()) for category in records.columns["category"]]
+            raise ScoreTableError(f"data.seconds: expected more than 0 seconds, got {', '.join(wrong)}")
+        needed = ("prompt_id", "category", "model", score)
+        records = read_records(path, needed, error=ScoreTableError, rename=columns)
+        labelled = [bool(category) for category in records.names("category", empty=True)]
         if not all(labelled):
-            log.warning(
-                "%s: %d of %d rows have no category and are left out", path, labelled.count(False), len(labelled)
-            )
+            log.warning("%s: %d of %d rows have no category and are left out", Path(path).name,
+                        labelled.count(False), len(records))  # fmt: skip
             records = records.where(labelled)
-        data: dict[str, list[Any]] = {name: records.names(name) for name in ("prompt_id", "category", "model")}
-        for name, default in (("steps", 1), ("seed", 0), ("batch_size", 1)):
-            data[name] = records.integers(name) if name in records else [default] * len(records)
-        if "latency_s" in records:
-            data["latency_s"] = records.numbers("latency_s")
-        else:
-            unknown = [model for model in dict.fromkeys(data["model"]) if model not in (seconds or {})]
-            if unknown:
-                raise ScoreTableError(
-                    f"latency_s: the file has none, and data.seconds names none for model {unknown[0]!r}"
-                )
-            data["latency_s"] = [float((seconds or {})[model]) for model in data["model"]]
-        for name in records.columns:
-            if name == score or (name.endswith("_score") and name not in data):
-                data[name] = records.numbers(name)
-        if "truncated" in records:
-            data["truncated"] = records.booleans("truncated")
-        return cls(pd.DataFrame(data), {"device": device, "source": str(path)}, score, min_prompts=min_prompts)
+        if not len(records):
+            raise ScoreTableError(f"{path}: no row has a category")
+        frame = pd.DataFrame(_columns(records, score))
+        for column, default in (("steps", 1), ("seed", 0), ("batch_size", 1)):
+            if column not in frame:
+                frame[column] = default
+        if "latency_s" not in frame:
+            for model in frame["model"].unique():
+                if model not in (seconds or {}):
+                    raise ScoreTableError(
+                        f"latency_s: the file has none, and data.seconds names none for model {model!r}"
+                    )
+            frame["latency_s"] = frame["model"].map(dict(seconds or {}))
+        elif seconds:
+            log.warning("%s has latency_s of its own; data.seconds is not used", Path(path).name)
+        try:
+            return cls(frame, {"device": device, "source": str(path)}, score, min_prompts=min_prompts)
+        except ScoreTableError as exc:
+            raise ScoreTableError(f"{path}: {exc}") from exc
+
+
+def _columns(records: Records, score: str) -> dict[str, list[Any]]:
+    """The columns of a table that a file has, each of its type."""
+    found: dict[str, list[Any]] = {}
+    for column in records.columns:
+        kind = (_TYPES | _OPTIONAL).get(column)
+        if kind == "str":
+            found[column] = records.names(column)
+        elif kind == "bool":
+            found[column] = records.booleans(column)
+        elif kind is not None and kind.startswith("int"):
+            found[column] = records.integers(column, least=None if column == "seed" else 1)
+        elif kind is not None:
+            found[column] = records.numbers(column, least=0.0)
+        elif column == score:
+            found[column] = records.numbers(column)
+        elif column.endswith("_score"):
+            try:
+                found[column] = records.numbers(column)
+            except ScoreTableError as exc:
+                log.warning("column %r is left out: %s", column, exc)
+    return found
 
 
 def _names(manifest: Mapping[str, Any], key: str) -> Sequence[str]:

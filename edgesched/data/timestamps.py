@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 
 from edgesched.data.reading import DECIMAL_COMMA, NUMBER, Records, number_problem
-from edgesched.errors import ArgumentError
+from edgesched.errors import ArgumentError, EdgeschedError
 
 UNITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
 DAY_FIRST, MONTH_FIRST = "day_first", "month_first"
@@ -50,8 +50,8 @@ def read_times(records: Records, column: str, time_format: str | None = None) ->
     Args:
         records: The records.
         column: The column.
-        time_format: None; ``s ms us ns``: numbers in that unit; ``day_first``, ``month_first``: dates with the year
-            last; or a format of ``datetime.strptime``.
+        time_format: None; ``s ms us ns``: numbers in that unit; ``day_first``, ``month_first``: dates with the year last;
+            or a format of ``datetime.strptime``.
 
     Raises:
         ArgumentError: If there is no such format.
@@ -104,7 +104,7 @@ class _Column:
             problem = number_problem(field)
             if problem:
                 other = f"{field!r} in a column of numbers; a column has one format of times"
-                raise self._wrong(row, problem if _kind(field) == "unknown" else other)
+                raise self._wrong(row, other if _kind(field).startswith("year") else problem)
             found.append(Decimal(field).scaleb(-UNITS[unit or "s"]))
         if unit is None:
             for row, value in zip(self.rows, found, strict=True):
@@ -120,8 +120,12 @@ class _Column:
         known = Counter(kind for kind in kinds if kind not in ("unknown", "number"))
         shape = known.most_common(1)[0][0] if known else None
         for row, kind in zip(self.rows, kinds, strict=True):
-            if kind != shape or kind is None:
+            if kind != (shape or "number"):
                 raise self._stray(row, kinds, shape)
+        if shape is None:
+            raise self._wrong(
+                self.rows[0], f"{self.fields[self.rows[0]]!r}; expected dates, as time_format={order} says"
+            )
         year_first = str(shape).startswith("year first")
         if year_first and order is not None:
             raise self._wrong(self.rows[0], f"{self.fields[self.rows[0]]!r}, with the year first; "
@@ -178,7 +182,7 @@ class _Column:
                 raise self._wrong(row, f"{self.fields[row]!r}, more than ten years from the other times; mend or "
                                   "remove that row")  # fmt: skip
 
-    def _stray(self, row: int, kinds: list[str], shape: str | None) -> Exception:
+    def _stray(self, row: int, kinds: list[str], shape: str | None) -> EdgeschedError:
         field = self.fields[row]
         if DECIMAL_COMMA.fullmatch(field) or re.search(r":\d{2},\d+", field):
             return self._wrong(row, f"{field!r}; write it with a decimal point, not a comma")
@@ -189,7 +193,7 @@ class _Column:
         return self._wrong(row, f"{field!r}, of another kind than {self.fields[other]!r} "
                            f"({self.records.places[other]}); a column has one format of times")  # fmt: skip
 
-    def _wrong(self, row: int, what: str) -> Exception:
+    def _wrong(self, row: int, what: str) -> EdgeschedError:
         return self.records.wrong(row, f"{self.column} is {what}")
 
 
