@@ -50,7 +50,12 @@ class Records:
         return column in self.columns
 
     def wrong(self, row: int, what: str) -> EdgeschedError:
-        """The error that says what is wrong with a record, by its place in the file."""
+        """The error that says what is wrong with a record, by its place in the file.
+
+        Args:
+            row: Position of the record.
+            what: What is wrong with it.
+        """
         return self.error(f"{self.path}: {self.places[row]}: {what}")
 
     def where(self, keep: Sequence[bool]) -> Records:
@@ -101,6 +106,10 @@ class Records:
 
     def integers(self, column: str, *, least: int | None = None) -> list[int]:
         """Whole numbers of at most 64 bits: ``4`` and ``4.0``, not ``4.9``.
+
+        Args:
+            column: The column.
+            least: Smallest number allowed.
 
         Raises:
             EdgeschedError: At the first field that is no such number.

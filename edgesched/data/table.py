@@ -109,7 +109,16 @@ class ScoreTable:
     def replaced(
         self, frame: pd.DataFrame, min_prompts: int = 1, *, order: tuple[str, ...] | None = None
     ) -> ScoreTable:
-        """The same table with other rows, and with another order of categories if one is given."""
+        """The same table with other rows, and with another order of categories if one is given.
+
+        Args:
+            frame: The rows.
+            min_prompts: Categories with fewer prompts are left out.
+            order: Order of the categories, or None for the table's own.
+
+        Raises:
+            ScoreTableError: If the rows are not valid.
+        """
         return ScoreTable(frame, self.manifest, self.score, self.models, min_prompts, order or self.order)
 
     def split(self, salt: int | None = None) -> tuple[ScoreTable, ScoreTable]:

@@ -118,6 +118,9 @@ def bursty(
         burst_s: Mean length of a burst in seconds.
         seed: Seed.
 
+    Raises:
+        StreamArgumentError: If burst, its share or its length is out of its range.
+
     Source:
         Fischer and Meier-Hellstern, Performance Evaluation 18 (1993).
     """
@@ -164,6 +167,9 @@ def diurnal(
         swing: Size of the swing relative to the mean, 0 to 1.
         period_s: Its period in seconds.
         seed: Seed.
+
+    Raises:
+        StreamArgumentError: If the swing or the period is out of its range.
     """
     share, total = _shares(rate, categories)
     if not 0 <= swing <= 1 or not 0 < period_s < math.inf:
