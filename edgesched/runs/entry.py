@@ -137,18 +137,21 @@ def _within(key: str, of: str) -> bool:
 
 
 def _follow(cfg: DictConfig, node: Any, used: set[str]) -> None:
-    """Note every key that a node refers to, and what that refers to in turn."""
+    """Note every key that is there and that a node refers to, and what that refers to in turn."""
     for reference in _references(node):
         if reference in used:
             continue
-        used.add(reference)
         target: Any = cfg
         for part in reference.split("."):
-            if not isinstance(target, DictConfig) or part not in target:
-                target = None
+            inside = (
+                isinstance(target, DictConfig) and not (target._is_missing() or target._is_none()) and part in target
+            )
+            target = target._get_node(part) if inside else None
+            if target is None:
                 break
-            target = target._get_node(part)
-        _follow(cfg, target, used)
+        else:
+            used.add(reference)
+            _follow(cfg, target, used)
 
 
 def _references(node: Any) -> Iterator[str]:

@@ -83,7 +83,8 @@ class Run:
         file = self.folder / ".hydra/overrides.yaml"
         if not file.exists():
             return None
-        sources = OmegaConf.load(file.with_name("hydra.yaml")).hydra.runtime.config_sources
+        hydra = file.with_name("hydra.yaml")
+        sources = OmegaConf.load(hydra).hydra.runtime.config_sources if hydra.exists() else []
         beside = [os.path.relpath(source.path) for source in sources if source.provider == "command-line"]
         given = [part for folder in beside for part in ("--config-dir", folder)]
         given += [str(text) for text in OmegaConf.load(file)]
