@@ -19,6 +19,7 @@ from edgesched._random import scenario_arrays
 from edgesched.errors import PlanError, PromptError, ScenarioError
 
 LATENCY_MODELS = ("slot", "queue")
+ROUTINGS = ("random", "quota")
 ROW_SUM_TOLERANCE = 1e-4
 #: Rows and shares further off than rounding are normalised, so that no plan hands out more than there is.
 _ROUNDING = 1e-12

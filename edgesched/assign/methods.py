@@ -13,6 +13,9 @@ from edgesched.types import Plan, Scenario, SearchResult
 
 log = logging.getLogger(__name__)
 SINGLE = "single_best"
+#: Keys of the published baselines, and of what is compared with them.
+BASELINES = ("direct", "random", "equal_allocation", "optimal_step")
+OURS = ("published", "annealing")
 
 
 class Method(TypedDict):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgesched.data.bootstrap import prompt_counts
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ScoreTableError
 
@@ -54,7 +55,7 @@ def score_levels(
     found = []
     for level in range(levels):
         mine = mean[place == level].to_numpy()
-        drawn = rng.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), size=draws) @ mine / len(mine)
+        drawn = prompt_counts(rng, len(mine), draws) @ mine / len(mine)
         low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
         found.append({
             "prompts": len(mine),

@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgesched.data.bootstrap import prompt_counts
 from edgesched.data.table import ScoreTable
 from edgesched.equations.delay import total_delay
 from edgesched.equations.utility import evaluate, loads, service_times, step_indices
 from edgesched.errors import ArgumentError, PlanError, ScoreTableError
-from edgesched.types import Plan, Scenario
-
-ROUTINGS = ("random", "quota")
+from edgesched.types import ROUTINGS, Plan, Scenario
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +218,7 @@ def bootstrap_weights(table: ScoreTable, draws: int, seed: int) -> dict[str, Ten
     weights = {}
     for category in table.draw_order:
         count = table.frame.loc[table.frame["category"] == category, "prompt_id"].nunique()
-        drawn = generator.multinomial(count, np.full(count, 1 / count), size=draws) / count
+        drawn = prompt_counts(generator, count, draws) / count
         weights[category] = torch.tensor(drawn)
     return weights
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgesched.data.bootstrap import prompt_counts
 from edgesched.data.table import ScoreTable
 from edgesched.equations.utility import evaluate
 from edgesched.errors import ScenarioError, ScoreTableError
@@ -103,13 +104,8 @@ def bootstrap_quality(
     names = tuple(categories or table.categories)
     prompts = prompt_means(table, models, steps, names)
     size = dict(zip(names, map(len, prompts), strict=True))
-    drawn = {name: torch.tensor(_counts(rng, size[name], draws)) for name in table.draw_order}
+    drawn = {name: torch.tensor(prompt_counts(rng, size[name], draws).astype(float)) for name in table.draw_order}
     return resampled_quality(prompts, [drawn[name] for name in names])
-
-
-def _counts(rng: np.random.Generator, prompts: int, draws: int) -> np.ndarray:
-    """How often each prompt is drawn, shape (draws, prompts)."""
-    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=draws).astype(float)
 
 
 def lower_quality(quality: Tensor, draws: Tensor, level: float) -> Tensor:
@@ -274,7 +270,7 @@ def compare_decisions(
         rows_of = [torch.tensor(rng.integers(len(prompts[c]), size=(repeats, sizes[c]))) for c in turn]
         drawn = [p[rows_of[place[c]]] for c, p in enumerate(prompts)]
         even = [torch.ones(repeats, 1, n, dtype=torch.float64) for n in sizes]
-        counted = [torch.tensor(_counts(rng, sizes[c], repeats * draws)) for c in turn]
+        counted = [torch.tensor(prompt_counts(rng, sizes[c], repeats * draws).astype(float)) for c in turn]
         again = [counted[place[c]].reshape(repeats, draws, n) for c, n in enumerate(sizes)]
         mean = resampled_quality(drawn, even)[:, 0]
         boot = resampled_quality(drawn, again).transpose(0, 1)

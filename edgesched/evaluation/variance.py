@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgesched.data.bootstrap import prompt_counts
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ScoreTableError
 from edgesched.evaluation.replay import prompt_scores
@@ -53,7 +54,7 @@ def variance_table(table: ScoreTable, *, draws: int = 1000, seed: int = 0) -> li
     square, by_model, by_category, by_prompt = torch.zeros(draws + 1).double(), [], [], torch.zeros(draws + 1).double()
     for values in cells:
         count = len(values)
-        drawn = torch.tensor(rng.multinomial(count, np.full(count, 1 / count), size=draws), dtype=torch.float64)
+        drawn = torch.tensor(prompt_counts(rng, count, draws), dtype=torch.float64)
         weight = torch.cat([torch.ones(1, count, dtype=torch.float64), drawn])
         square += (weight @ values.square()).sum(-1)
         by_prompt += m * weight @ values.mean(-1).square()

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgesched.data.prompts import CATEGORIES
 from edgesched.errors import PromptError
 from edgesched.types import PromptSet
 
-CATEGORIES = ("Basic", "Detail", "Imagination", "Complex")
 ATTRIBUTES = ("colour", "shape", "texture", "count", "size", "relation", "background")
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),

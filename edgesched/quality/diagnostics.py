@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgesched.data.bootstrap import prompt_counts
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ScoreTableError
 from edgesched.quality.model import QualityModel, observations
@@ -104,7 +105,7 @@ def prompt_draws(rows: pd.DataFrame, draws: int = 1000, seed: int = 0) -> tuple[
     for category in home.unique():
         mine = (home == category).to_numpy()
         count = int(mine.sum())
-        weights[:, mine] = generator.multinomial(count, np.full(count, 1 / count), size=draws)
+        weights[:, mine] = prompt_counts(generator, count, draws)
     return home.index, weights
 
 

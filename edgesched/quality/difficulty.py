@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgesched.data.bootstrap import prompt_counts
 from edgesched.data.table import ScoreTable
 from edgesched.errors import ScoreTableError
 
@@ -198,7 +199,7 @@ def explained_variance(
     wrong, whole, result = {}, {}, {}
     for name, mine in rows.groupby("category", sort=False):
         n = len(mine)
-        weights = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), size=draws)])
+        weights = np.vstack([np.ones(n), prompt_counts(rng, n, draws)])
         wrong[str(name)], whole[str(name)] = (weights @ (mine[c].to_numpy() ** 2) for c in ("error", "offset"))
     for name, top, bottom in [("all", sum(wrong.values()), sum(whole.values()))] + [
         (n, wrong[n], whole[n]) for n in wrong

@@ -20,10 +20,9 @@ from torch import Tensor
 from edgesched.equations.utility import service_times
 from edgesched.errors import PlanError, RequestError
 from edgesched.streams.arrivals import RequestStream
-from edgesched.types import Plan, Scenario
+from edgesched.types import ROUTINGS, Plan, Scenario
 
 DISCIPLINES = ("queue", "slot")
-ROUTINGS = ("random", "quota")
 _GOLDEN = 0.6180339887498949
 _AT_ONCE = 2**24
 

@@ -17,6 +17,7 @@ import torch
 from rich.progress import track
 
 from edgesched.assign import Method, plan_all, plan_policies
+from edgesched.assign.methods import BASELINES, OURS
 from edgesched.data.table import ScoreTable
 from edgesched.data.writing import json_document, left_out
 from edgesched.errors import ArgumentError
@@ -36,9 +37,7 @@ from edgesched.tasks.pictures import Album, score_figures
 from edgesched.tasks.problem import Problem
 from edgesched.types import Scenario
 
-BASELINES = ("direct", "random", "equal_allocation", "optimal_step")
 ALLOCATIONS = ("equal_allocation", "optimal_step", "published", "annealing", "relaxed", "exact")
-OURS = ("published", "annealing")
 CLAIMED = {"quality_gain_pct": 4.7, "latency_cut_pct": 39.1}
 Point = tuple[float, float, float]
 

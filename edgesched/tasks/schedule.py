@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgesched.assign import Method, plan_all
+from edgesched.assign.methods import BASELINES, OURS
 from edgesched.data.writing import json_document, write_json
 from edgesched.equations.bounds import regret, upper_bound
 from edgesched.equations.utility import evaluate
@@ -26,8 +27,6 @@ from edgesched.tasks.problem import Problem
 from edgesched.types import Scenario, SearchResult
 
 log = logging.getLogger(__name__)
-PUBLISHED_BASELINES = ("direct", "random", "equal_allocation", "optimal_step")
-COMPARED = ("published", "annealing")
 
 
 def schedule(
@@ -121,8 +120,8 @@ def _metrics(scenario: Scenario, results: Mapping[str, SearchResult], outcomes: 
             },
         }
     gains = {
-        ours: {other: compare(outcomes[ours], outcomes[other]) for other in PUBLISHED_BASELINES if other in outcomes}
-        for ours in COMPARED
+        ours: {other: compare(outcomes[ours], outcomes[other]) for other in BASELINES if other in outcomes}
+        for ours in OURS
         if ours in outcomes
     }
     return {"methods": methods, "gains": gains}
