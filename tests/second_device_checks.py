@@ -119,8 +119,15 @@ def test_searches(kind, given, monkeypatch):
     small = sized | {"compile": False}
     options: list[tuple[Any, dict[str, Any]]] = [
         (es.search.anneal, small),
-        (es.search.anneal, small | {"shares": "annealed", "schedule": "adaptive"}),
-        (es.search.anneal, small | {"tempering": True, "patience": 6, "target_gap": 1e-3}),
+        (es.search.anneal, small | {"shares": "annealed", "cooling": es.search.Cooling(schedule="adaptive")}),
+        (
+            es.search.anneal,
+            small
+            | {
+                "cooling": es.search.Cooling(tempering=True),
+                "stopping": es.search.Stopping(patience=6, target_gap=1e-3),
+            },
+        ),
         (es.search.relax, {"starts": 2, "iterations": 3, "sweeps": 1}),
         (es.search.tree, {"iterations": 2, "rollouts": 4}),
         (es.search.random_search, {"samples": 8}),

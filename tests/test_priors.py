@@ -155,7 +155,7 @@ def test_two_hub_models_are_planned_before_any_image_and_nothing_is_downloaded(t
     ("arguments", "message"),
     [
         (["+experiment=plan"], "model.micro_small.step_time_s: is missing"),
-        (["+experiment=policies", "model=[sd15]"], "data: priors are no measurements; policies needs a score table"),
+        (["+experiment=policies", "model=[sd15]"], "data: priors are no measurements; this task needs a score table"),
     ],
 )
 def test_what_priors_cannot_give_ends_in_one_line(tmp_path, arguments, message):

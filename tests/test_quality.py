@@ -40,7 +40,7 @@ def drawn_table(noise, prompts=64, seed=0):
         for c, m, k in zip(frame.category, frame.model, frame.steps, strict=True)
     ]
     frame["clip_score"] = np.array(means) + noise(np.random.default_rng(seed), len(frame))
-    return ScoreTable(frame)
+    return ScoreTable(frame, order=CATEGORIES)
 
 
 @pytest.fixture(scope="module")

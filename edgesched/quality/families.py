@@ -306,6 +306,8 @@ def fit_quality(
             "has no finite mean and deviation; choose another family"
         )
     model.reorder(asked)
+    if checkpoint is not None:
+        trainer.save_checkpoint(Path(checkpoint) / f"{name}.ckpt")  # in the order asked for, as what is returned
     model.converged = settled.stopped_epoch > 0
     if not model.converged:
         log.warning("family %s: the fit did not converge in %d epochs; raise max_epochs", name, max_epochs)
