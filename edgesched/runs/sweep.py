@@ -126,7 +126,7 @@ def earlier(folder: Path, digest: str) -> tuple[Path, float | None] | None:
         folder: Run folder of the job, ``<outputs>/<name>/<time>/<number>``.
         digest: From :func:`job_digest`.
     """
-    for file in sorted(folder.parents[2].glob(f"*/*/{FINISHED}")):
+    for file in sorted(folder.parents[1].glob(f"*/*/{FINISHED}")):
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
