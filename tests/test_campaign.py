@@ -541,6 +541,7 @@ def started(forks, out, new_shards, patience=60.0):
     return child
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.timeout(300)
 def test_killed_twenty_times_it_ends_with_the_table_of_an_undisturbed_run(tmp_path, forks, undisturbed):
@@ -577,6 +578,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_call_goes_on(tmp_path, forks, undistur
     assert_same(ScoreTable.load(tmp_path, min_prompts=1), undisturbed)
 
 
+@pytest.mark.slow
 @pytest.mark.weights
 @pytest.mark.timeout(300)
 def test_two_processes_make_what_one_makes(tmp_path, undisturbed):

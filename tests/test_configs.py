@@ -91,6 +91,7 @@ def told(folder, words, out):
     assert not re.search(r"\b(nan|NaN|inf|Infinity)\b|∞", words_of((folder / "report.html").read_text()) + out)
 
 
+@pytest.mark.slow
 def test_slots_that_are_overloaded_are_told_in_words(tmp_path):
     done = run("+experiment=slots", "debug=true", "workload.demand=100", "stream.slot_s=1",
                "workload.arrivals.requests=150", "stream.forecasts=[last,once]", "run_folder=slots", cwd=tmp_path)  # fmt: skip
@@ -230,6 +231,7 @@ def test_quickstart_runs_from_anywhere_and_leaves_what_it_promises(tmp_path):
     assert (folder / ".hydra/config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_plan_sweeps_over_searches_and_seeds(tmp_path):
     done = run("-m", "+experiment=plan", "search=anneal,relax", "seed=range(0,2)", "debug=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -242,6 +244,7 @@ def test_plan_sweeps_over_searches_and_seeds(tmp_path):
         assert list((file.parent / "wandb").glob("offline-run-*"))
 
 
+@pytest.mark.slow
 def test_campaign_runs_and_goes_on(tmp_path):
     options = ("+experiment=campaign", "debug=true", "model=[micro_small]", "campaign.out=table")
     first = run(*options, cwd=tmp_path)
@@ -252,6 +255,7 @@ def test_campaign_runs_and_goes_on(tmp_path):
     assert (tmp_path / "table/scores.parquet").exists()
 
 
+@pytest.mark.slow
 def test_train_micro_runs_resumes_and_saves_folders_that_load(tmp_path):
     options = ("+experiment=train_micro", "debug=true", "train.recipe.processes=1", "train.recipe.precision=32-true")
     done = run(*options, cwd=tmp_path)

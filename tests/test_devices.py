@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_everything_runs_on_any_device():
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", str(FOLDER / "second_device_checks.py")]
     done = subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, timeout=280)

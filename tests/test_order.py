@@ -171,6 +171,7 @@ def test_random_draws_belong_to_names():
         assert mine["utility"] == pytest.approx(theirs["utility"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_entry_point_prints_the_same_for_a_copy_with_shuffled_rows(tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()

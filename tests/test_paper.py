@@ -92,6 +92,7 @@ SMALL = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_paper_experiment_leaves_what_it_promises(tmp_path, capsys):
     run_task(tmp_path, *SMALL)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

@@ -48,6 +48,7 @@ def finished(folder):
     return sorted(folder.glob(f"outputs/plan/*/*/{FINISHED}"))
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_a_failed_job_stops_no_other(tmp_path):
     jobs = ("search=relax,equal_allocation,coordinate", "seed=0,1")
     process = started(*jobs, cwd=tmp_path)
@@ -85,6 +86,7 @@ def test_a_killed_sweep_goes_on_and_a_failed_job_stops_no_other(tmp_path):
     assert all(row.split(",")[2] == "2" for row in rows[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", BESIDE)
 def test_a_sweep_runs_side_by_side_and_is_the_same_sweep(launcher, tmp_path):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.split('_')[0]}_launcher")
