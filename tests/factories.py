@@ -2,7 +2,9 @@
 
 import numpy as np
 import pandas as pd
+import torch
 
+import edgesched as es
 from edgesched.data.table import ScoreTable
 
 CATEGORIES = ("Basic", "Detail", "Imagination", "Complex")
@@ -38,3 +40,15 @@ def synthetic_table(prompts: int = 40, seeds: int = 2, seed: int = 0, std: float
     """The frame above as a table."""
     manifest = {"device": "synthetic", "category_order": list(CATEGORIES), "model_order": list(MODELS)}
     return ScoreTable(synthetic_frame(prompts, seeds, seed, std), manifest)
+
+
+def draw_plan(scenario: es.Scenario, seed: int, sharp: bool = False) -> es.Plan:
+    """A random plan; ``sharp`` sends every category to one model."""
+    rng = np.random.default_rng(seed)
+    b, c, m, k = scenario.shape
+    p = torch.tensor(rng.dirichlet(np.full(m, 0.5), (b, c)))
+    if sharp:
+        p = torch.nn.functional.one_hot(p.argmax(-1), m).double()
+    steps = scenario.steps[torch.tensor(rng.integers(0, k, (b, m)))]
+    share = torch.tensor(rng.dirichlet(np.full(m, 2.0), b))
+    return es.Plan(p, steps, share)

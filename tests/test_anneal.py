@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from test_objective import draw_plan
+from factories import draw_plan
 
 import edgesched as es
 from edgesched.equations.delay import total_delay

@@ -5,10 +5,10 @@ import itertools
 
 import pytest
 import torch
+from factories import draw_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import brute_force, simplex, utility
-from test_objective import draw_plan
 
 import edgesched as es
 from edgesched.equations.branching import Concave, branch_and_bound, value

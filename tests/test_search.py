@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from factories import draw_plan
 from reference import brute_force, utility
-from test_objective import draw_plan
 
 import edgesched as es
 from edgesched.errors import SearchError

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from factories import draw_plan
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import simplex, utility
@@ -17,17 +18,6 @@ from edgesched.errors import PlanError
 
 latencies = st.sampled_from(["slot", "queue"])
 seeds = st.integers(0, 10_000)
-
-
-def draw_plan(scenario, seed, sharp=False):
-    rng = np.random.default_rng(seed)
-    b, c, m, k = scenario.shape
-    p = torch.tensor(rng.dirichlet(np.full(m, 0.5), (b, c)))
-    if sharp:
-        p = torch.nn.functional.one_hot(p.argmax(-1), m).double()
-    steps = scenario.steps[torch.tensor(rng.integers(0, k, (b, m)))]
-    share = torch.tensor(rng.dirichlet(np.full(m, 2.0), b))
-    return es.Plan(p, steps, share)
 
 
 @given(latencies, seeds, st.booleans())
