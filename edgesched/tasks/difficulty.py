@@ -22,7 +22,7 @@ from edgesched.quality.difficulty import (
 from edgesched.report import scores
 from edgesched.report.page import Cell, Page, Section
 from edgesched.runs.run import Run
-from edgesched.tasks.pictures import Album
+from edgesched.tasks.pictures import Album, sentences
 from edgesched.tasks.problem import Problem
 from edgesched.types import Plan, PromptSet
 
@@ -132,7 +132,7 @@ def _page(problem: Problem, metrics: Mapping[str, Any], album: Album, embedding:
         "Embedding": embedding,
     }
     return Page(facts, [
-        Section("What the text says", (*metrics["words"], *metrics["remarks"]), ("category", "variance explained", "95 % interval"),
+        Section("What the text says", (*metrics["words"], *sentences(metrics["remarks"])), ("category", "variance explained", "95 % interval"),
                 shares, album.of("difficulty"), key="explained"),
         Section("Planning by levels of difficulty, replayed on held-out prompts", (
             "predicted: levels from the text. seen: levels from the scores of one seed, replayed on the others; what "

@@ -33,7 +33,7 @@ from edgesched.runs.run import Run
 from edgesched.search import exact, solve
 from edgesched.serving.measure import ServedForReal
 from edgesched.streams.queues import agreement
-from edgesched.tasks.pictures import Album, score_figures
+from edgesched.tasks.pictures import Album, score_figures, sentences
 from edgesched.tasks.problem import Problem
 from edgesched.types import Scenario
 
@@ -379,7 +379,7 @@ def _page(table: ScoreTable, metrics: Mapping[str, Any], album: Album) -> Page:
     }
     text = (
         *metrics["words"],
-        *metrics["remarks"],
+        *sentences(metrics["remarks"]),
         "Gains are relative, at the same grid point, on prompts that the plans were not made from; the interval is over "
         "splits and prompts. The best point is the one with the largest quality gain where the delay falls too.",
     )

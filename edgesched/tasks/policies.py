@@ -21,7 +21,7 @@ from edgesched.protocols import Policy, Search
 from edgesched.report import plans, scores
 from edgesched.report.page import Cell, Page, Section, show
 from edgesched.runs.run import Run
-from edgesched.tasks.pictures import Album
+from edgesched.tasks.pictures import Album, sentences
 from edgesched.tasks.problem import Problem
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ def _page(problem: Problem, metrics: Mapping[str, Any], album: Album) -> Page:
             rows.append([load, name, row["utility"], f"{show(row['utility_lo'])} to {show(row['utility_hi'])}", row["quality"],
                          row["latency_s"], span(row["over_single"]), "yes" if row["clear"] else "no", over_joint])  # fmt: skip
     sections = [Section(
-        "Policies under load, on held-out prompts", (*metrics["words"], *metrics["remarks"]),
+        "Policies under load, on held-out prompts", (*metrics["words"], *sentences(metrics["remarks"])),
         ("load", "policy", "utility", "95 % interval", "quality", "latency (s)", "over the best single model", "clear", "over joint"),
         rows, album.of("policies", "assignment_methods"), key="policies",
     )]  # fmt: skip

@@ -21,7 +21,7 @@ from edgesched.quality.priors import Priors
 from edgesched.report import plans, scores
 from edgesched.report.page import Cell, Page, Section, show
 from edgesched.runs.run import Run
-from edgesched.tasks.pictures import Album, named_plan, score_figures
+from edgesched.tasks.pictures import Album, named_plan, score_figures, sentences
 from edgesched.tasks.prior_plans import plan_from_priors
 from edgesched.tasks.problem import Problem
 from edgesched.types import Scenario, SearchResult
@@ -211,7 +211,7 @@ def _page(problem: Problem, metrics: Mapping[str, Any], plan: Mapping[str, Any],
         "Latency model": f"{scenario.latency}, weight {float(scenario.latency_weight[0]):g} points per second",
     }
     return Page(facts, [
-        Section("What came out", (lead, *metrics["remarks"]), *_method_table(metrics),
+        Section("What came out", (lead, *sentences(metrics["remarks"])), *_method_table(metrics),
                 album.of("methods_compared", "plan"), key="methods"),
         Section("Gains over the published baselines, on held-out prompts",
                 ("The delay does not depend on the prompts drawn, so its cut has no interval over them.",),
