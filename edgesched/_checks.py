@@ -1,14 +1,15 @@
-"""Checks of what goes into a type: shapes, ranges and names, each refused with the field and the first bad entry."""
+"""Checks of arguments and of what goes into a type: shapes, ranges and names, each refused with the field and the first bad entry."""
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgesched.errors import ScenarioError
+from edgesched.errors import ArgumentError, ScenarioError
 
 
 def floats(name: str, value: Any, error: type[Exception]) -> Tensor:
@@ -124,3 +125,33 @@ def step_counts(value: Any, device: torch.device) -> Tensor:
     if bool((steps[1:] <= steps[:-1]).any()):
         raise ScenarioError(f"steps: expected strictly increasing integers, got {steps.tolist()}")
     return steps
+
+
+def expect_whole(name: str, value: int) -> None:
+    """Refuse what is no whole number of at least 1.
+
+    Args:
+        name: Key, as the message calls it.
+        value: What is given.
+
+    Raises:
+        ArgumentError: Naming the key.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ArgumentError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+
+def expect_positive(name: str, value: float, most: float = math.inf) -> None:
+    """Refuse what is no finite number above 0, or is above the most.
+
+    Args:
+        name: Key, as the message calls it.
+        value: What is given.
+        most: Largest value that is allowed.
+
+    Raises:
+        ArgumentError: Naming the key.
+    """
+    if not (math.isfinite(value) and 0 < value <= most):
+        until = f" and up to {most:g}" if most < math.inf else ""
+        raise ArgumentError(f"{name}: expected a number above 0{until}, got {value!r}")

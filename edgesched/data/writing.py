@@ -10,35 +10,48 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgesched.errors import ArgumentError, ConfigError, OutputError, reason
 
 log = logging.getLogger(__name__)
 
 
-def write_bytes(path: Path | str, data: bytes) -> None:
-    """Write a file in one step: whoever reads it finds the old one or the new one, whole.
+@contextlib.contextmanager
+def replacing(path: Path | str) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of ``path`` once it is whole: a reader finds the old one or the new one.
 
     Args:
-        path: File; its folder must exist.
-        data: All of its content.
+        path: The file.
 
     Raises:
-        OSError: If it cannot be written; the old file stays.
+        OSError: If it cannot be written; the old file stays, whatever goes wrong.
     """
     path = Path(path)
-    # Threads share a process's number, and processes of two machines may have one.
     part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "wb") as handle:
-            handle.write(data)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a file in one step, as :func:`replacing` does.
+
+    Args:
+        path: The file.
+        data: What it holds.
+
+    Raises:
+        OSError: If it cannot be written; the old file stays.
+    """
+    with replacing(path) as handle:
+        handle.write(data)
 
 
 def plain(value: Any) -> Any:

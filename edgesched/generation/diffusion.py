@@ -340,10 +340,11 @@ class DiffusionModel(ImageModel):
         Raises:
             ModelError: If an image is not the same twice even by itself.
         """
-        kind, scheduler = type(self.pipeline).__name__, self._fresh_scheduler()
+        kind = type(self.pipeline).__name__
+        scheduler = loading.scheduler_class(self.scheduler, self._saved_scheduler, self.scheduler_options)
         about = (
             kind,
-            type(scheduler).__name__,
+            scheduler.__name__,
             repr(sorted(self.scheduler_options.items())),
             str(self.dtype),
             self.path,

@@ -65,7 +65,7 @@ def must_be_alone(
     """Whether images have to be made one by one, found out by making one twice and beside another.
 
     Args:
-        make: Makes images of texts, steps, seeds, a callback and whether steps draw privately.
+        make: Makes images of texts, steps, seeds and a callback.
         steps: Denoising steps of the look.
         tolerance: Levels of 255 by which the same image may differ.
         device: Where images are made.
@@ -84,26 +84,18 @@ def must_be_alone(
             texts, seeds = ([_TEXT, _OTHER], [3, 5]) if several else ([_TEXT], [3])
             return make(texts, steps, seeds, None)[:1]
 
+    def alone(before: int) -> np.ndarray:
+        with own_state(before, device), own_state(3, device):  # as it is made one by one, whatever was drawn before
+            return make([_TEXT], steps, [3], None)
+
     try:
         first = seen(1, False)
         if batched and apart(first, seen(2, False)) <= tolerance and apart(first, seen(4, True)) <= tolerance:
             return False
-        one, other = (_alone(make, steps, device, at) for at in (7, 8))
+        one, other = alone(7), alone(8)
     except StepsRefused:
         return not batched  # the count that was asked for says for itself what is wrong
     if apart(one, other) > tolerance:
         raise ModelError(f"{told}: the same prompt, steps and seed give images that differ by {apart(one, other)} of 255 levels; "
                          "choose another scheduler")  # fmt: skip
     return True
-
-
-def _alone(make: Callable[..., np.ndarray], steps: int, device: torch.device, before: int) -> np.ndarray:
-    """The image as it is made one by one, whatever was drawn before."""
-    with _STATE:
-        state = torch.get_rng_state()
-        torch.manual_seed(before)
-        try:
-            with own_state(3, device):
-                return make([_TEXT], steps, [3], None)
-        finally:
-            torch.set_rng_state(state)

@@ -48,7 +48,7 @@ def run(cfg: DictConfig) -> float | None:
     if logger["group"] is None and HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
         logger["group"] = f"{cfg.name}/{folder.parent.name}"
     with Tracker(folder, settings, str(cfg.name), **logger) as tracker:
-        this = Run(folder, str(cfg.name), tracker, debug=bool(cfg.debug))
+        this = Run(folder, str(cfg.name), tracker)
         value: float | None = build(cfg.task, "task")(this)
     print(f"Run folder: {this}", flush=True)
     return value

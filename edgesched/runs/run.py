@@ -24,11 +24,10 @@ class Run:
         folder: Run folder.
         name: Name of the experiment, the title of its page.
         tracker: The W&B run.
-        debug: Whether sizes are tiny.
     """
 
-    def __init__(self, folder: Path | str, name: str, tracker: Tracker, *, debug: bool = False) -> None:
-        self.folder, self.name, self.tracker, self.debug = Path(folder), name, tracker, debug
+    def __init__(self, folder: Path | str, name: str, tracker: Tracker) -> None:
+        self.folder, self.name, self.tracker = Path(folder), name, tracker
         self._started = time.perf_counter()
 
     @property

@@ -17,6 +17,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from edgesched._checks import expect_positive, expect_whole
 from edgesched.errors import ArgumentError, ConfigError, PlanError, RequestError
 from edgesched.generation.diffusion import image_seed
 from edgesched.protocols import ImageModel
@@ -371,10 +372,8 @@ class ServedForReal:
 
     def __post_init__(self) -> None:
         for name in ("requests", "steps", "timing_repeats"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"stream.{name}: expected a whole number of at least 1, got {getattr(self, name)}")
-        if not (math.isfinite(self.utilisation) and self.utilisation > 0):
-            raise ArgumentError(f"stream.utilisation: expected a number above 0, got {self.utilisation}")
+            expect_whole(f"stream.{name}", getattr(self, name))
+        expect_positive("stream.utilisation", self.utilisation)
 
     def measure(self, quality: QualityModel) -> tuple[Measured, tuple[str, ...], list[int]]:
         """Serve, and say what was measured, the models that served, and the step count of each.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgesched.data.table import ScoreTable
-from edgesched.errors import ArgumentError, ConfigError
+from edgesched.errors import ConfigError
 from edgesched.protocols import ImageModel
 from edgesched.quality.priors import PriorQuality, Priors
 from edgesched.streams.arrivals import RequestStream
@@ -184,33 +183,3 @@ def stream_of(problem: Problem, arrivals: Arrivals | None, categories: Sequence[
     else:
         rates = [float(demand)] * len(categories)
     return arrivals(rate=rates, categories=categories, seed=seed)
-
-
-def expect_whole(name: str, value: int) -> None:
-    """Refuse what is no whole number of at least 1.
-
-    Args:
-        name: Key, as the message calls it.
-        value: What is given.
-
-    Raises:
-        ArgumentError: Naming the key.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(f"{name}: expected a whole number of at least 1, got {value!r}")
-
-
-def expect_positive(name: str, value: float, most: float = math.inf) -> None:
-    """Refuse what is no finite number above 0, or is above the most.
-
-    Args:
-        name: Key, as the message calls it.
-        value: What is given.
-        most: Largest value that is allowed.
-
-    Raises:
-        ArgumentError: Naming the key.
-    """
-    if not (math.isfinite(value) and 0 < value <= most):
-        until = f" and up to {most:g}" if most < math.inf else ""
-        raise ArgumentError(f"{name}: expected a number above 0{until}, got {value!r}")

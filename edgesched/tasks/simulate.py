@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from edgesched._checks import expect_positive, expect_whole
 from edgesched.assign import Method, plan_all
 from edgesched.equations.utility import evaluate, service_times
 from edgesched.errors import ArgumentError
@@ -20,7 +21,7 @@ from edgesched.streams.arrivals import RequestStream
 from edgesched.streams.queues import Served, agreement, backlog, summary
 from edgesched.streams.queues import simulate as serve_stream
 from edgesched.tasks.pictures import Album, sentences, stream_facts
-from edgesched.tasks.problem import Arrivals, Problem, expect_positive, expect_whole, stream_of
+from edgesched.tasks.problem import Arrivals, Problem, stream_of
 from edgesched.types import Plan, Scenario
 
 _TIMES = 200

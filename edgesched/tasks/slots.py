@@ -11,6 +11,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from edgesched._checks import expect_positive, expect_whole
 from edgesched.errors import ArgumentError
 from edgesched.evaluation.replay import prompt_scores
 from edgesched.evaluation.streamed import served_utility
@@ -21,7 +22,7 @@ from edgesched.runs.run import Run
 from edgesched.streams.clock import WALL, Clock
 from edgesched.streams.replan import FORECASTS, SlotRun, demand_of_slots, run_slots
 from edgesched.tasks.pictures import Album, sentences, stream_facts
-from edgesched.tasks.problem import Arrivals, Problem, expect_positive, expect_whole, stream_of
+from edgesched.tasks.problem import Arrivals, Problem, stream_of
 from edgesched.types import Scenario
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgesched.data.writing import replacing
 from edgesched.errors import SearchError
 from edgesched.types import Scenario
 
@@ -78,16 +77,8 @@ def save(path: Path, state: dict[str, Any]) -> None:
         OSError: If it cannot be written; the file stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        torch.save(state, file)
 
 
 def load(path: Path, problem: str, device: torch.device) -> dict[str, Any] | None:
