@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgesched.data.reading import Records, read_records
-from edgesched.data.writing import json_document, write_bytes
+from edgesched.data.writing import json_document, replacing, write_bytes
 from edgesched.errors import ScoreTableError
 
 if TYPE_CHECKING:
@@ -156,9 +155,8 @@ class ScoreTable:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            part = folder / (FILE + ".part")
-            self.frame.to_parquet(part, compression="zstd", index=False)
-            os.replace(part, folder / FILE)
+            with replacing(folder / FILE) as file:
+                self.frame.to_parquet(file, compression="zstd", index=False)
             orders = {"category_order": list(self.categories), "model_order": list(self.models or ())}
             write_bytes(folder / MANIFEST, json_document(dict(self.manifest) | orders).encode())
         except OSError as exc:
